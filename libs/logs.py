@@ -1,0 +1,141 @@
+"""JSON logs on standard output, one object a line, with the ids of the call and without secrets.
+
+Every process calls ``configure`` once. The standard library's loggers go the same way, so third-party lines are
+redacted too. Redaction is a net under the rule that payloads and keys are never logged, not a replacement for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import structlog
+from pydantic import SecretStr
+
+from libs import caller
+
+_REDACTED = "[redacted]"
+_SECRET_NAMES = re.compile(
+    r"(?:^|[_\-.])(?:authorization|cookie|password|passwd|secret|token|api_?key|private_?key(?:_id)?|access_?key(?:_id)?"
+    r"|secret_?access_?key|session_?token|client_?secret|sas(?:_?token)?|signature|credentials?|plaintext|ciphertext|dek"
+    r"|connection_?string|admin_?key)$",
+    re.IGNORECASE,
+)
+# Ids and counters whose names end like a secret's.
+_PLAIN_NAMES = frozenset({"next_page_token", "page_token", "api_key_id", "key_id", "credential_id", "idempotency_key"})
+_SECRET_TEXT = re.compile(
+    r"""
+      \bc(?:vg|dp)_[A-Za-z0-9_\-]{6,}                                       # API keys
+    | -----BEGIN[ A-Z]*PRIVATE\ KEY-----.*?(?:-----END[ A-Z]*PRIVATE\ KEY-----|\Z)
+    | \b(?:bearer|basic)\s+[A-Za-z0-9+/=_\-.~]{8,}
+    | \bya29\.[A-Za-z0-9_\-.]+                                              # Google access tokens
+    | \beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*             # JWTs
+    | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b
+    | (?<=[?&;])(?:sig|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token|X-Goog-Signature|key|access_token)=[^&\s"']+
+    | (?<=AccountKey=)[A-Za-z0-9+/=]{8,}
+    | (?<=SharedAccessSignature=)[^;\s"']+
+    | (?P<field>["']?(?:private_key|client_secret|secret_access_key|session_token|sas_token|api_key|x-api-key|x-peer-token
+        |password|authorization)["']?\s*[:=]\s*)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;}"']+)
+    """,
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+_MAX_TEXT = 8_000
+
+
+def configure(level: str = "INFO", *, service: str) -> None:
+    """Sends all logging of this process, structlog's and the standard library's, to standard output as JSON."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _add_call_ids,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            _service_adder(service),
+            _redact_event,
+            structlog.processors.JSONRenderer(default=_printable, ensure_ascii=False),
+        ],
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # These say at INFO what the call's own line says already.
+    for noisy in ("uvicorn.access", "google.auth", "urllib3", "grpc", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def get(name: str) -> structlog.stdlib.BoundLogger:
+    """Returns the logger of a module: ``log = logs.get(__name__)``; then ``log.info("run_started", run_id=…)``."""
+    return cast(structlog.stdlib.BoundLogger, structlog.stdlib.get_logger(name))
+
+
+@contextmanager
+def bound(**ids: str) -> Iterator[None]:
+    """Adds ids (``run_id``, ``tenant_id`` …) to every line logged inside the block and by tasks started in it."""
+    with structlog.contextvars.bound_contextvars(**ids):
+        yield
+
+
+def redact(value: Any) -> Any:
+    """Returns ``value`` with everything that looks like a secret replaced: by field name, and by shape inside text."""
+    match value:
+        case str():
+            return _SECRET_TEXT.sub(lambda m: (m.group("field") or "") + _REDACTED, value)
+        case bytes() | bytearray() | memoryview() | SecretStr():
+            return _REDACTED
+        case Mapping():
+            return {key: _REDACTED if _is_secret_name(key) and item else redact(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [redact(item) for item in value]
+        case _:
+            return value
+
+
+def _is_secret_name(key: object) -> bool:
+    return isinstance(key, str) and key.lower() not in _PLAIN_NAMES and _SECRET_NAMES.search(key) is not None
+
+
+def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return cast(MutableMapping[str, Any], redact(event))
+
+
+def _add_call_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if request_id := caller.request_id():
+        event.setdefault("request_id", request_id)
+        if tenant_id := caller.current().tenant_id:
+            event.setdefault("tenant_id", tenant_id)
+    return event
+
+
+def _service_adder(service: str) -> structlog.types.Processor:
+    def add(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["service"] = service
+        return event
+
+    return add
+
+
+def _printable(value: Any) -> str:
+    # What JSON cannot hold (exceptions, messages, paths) is shown as text, and text may hold secrets.
+    return cast(str, redact(str(value)))[:_MAX_TEXT]
