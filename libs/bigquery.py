@@ -1,0 +1,673 @@
+"""The one module that talks to BigQuery: runs a named ``.sql`` file with typed ``@params`` in one dataset.
+
+Called by every ``store.py`` and by the executor's steps. Keep three promises: no identifier is ever pasted into SQL
+except through ``TableRef``; every write has a job id of ours, so that its outcome can be looked up; nothing but
+``libs.errors`` leaves this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import concurrent.futures
+import functools
+import importlib.resources
+import json
+import random
+import re
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import requests
+from google.api_core import exceptions as api
+from google.api_core.client_options import ClientOptions
+from google.auth import exceptions as auth
+from google.auth.credentials import AnonymousCredentials, Credentials
+from google.cloud import bigquery
+from requests.adapters import HTTPAdapter
+
+from libs import errors
+from libs.tables import TableSchema
+
+type Scalar = str | int | bool | float | Decimal | date | datetime | bytes
+type Value = Scalar | None | Typed | Sequence[Scalar]
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,1023}", re.ASCII)
+_PROJECT = re.compile(r"(?:[a-z0-9.-]{1,60}:)?[a-z][a-z0-9-]{0,61}[a-z0-9]", re.ASCII)
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_ASSERTION = re.compile(r"assert:([A-Z][A-Z0-9_]*)")
+_CONFLICT = re.compile(
+    r"could not serialize access|due to concurrent update|Failed to commit DuckLake transaction|Transaction conflict",
+    re.IGNORECASE,
+)
+_QUEUE_FULL = re.compile(r"too many DML statements outstanding", re.IGNORECASE)
+_RATE_REASONS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded", "quotaExceeded"})
+_TRANSIENT = (
+    api.ServerError,
+    api.TooManyRequests,
+    api.RetryError,
+    requests.exceptions.ConnectionError,
+    requests.exceptions.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    concurrent.futures.TimeoutError,
+    auth.TransportError,
+    ConnectionError,
+)
+_LABEL = re.compile(r"[^a-z0-9_-]")
+_HTTP_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A parameter whose type its value does not show: ``Typed("DATE", None)``, ``Typed("TIMESTAMP", [])``."""
+
+    type: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class TableRef:
+    """A table by name, each part checked to be an identifier; without a dataset it is bound by the statement's."""
+
+    table: str
+    dataset: str | None = None
+    project: str | None = None
+
+    def __post_init__(self) -> None:
+        names = [self.table] if self.dataset is None else [self.table, self.dataset]
+        if not all(_IDENTIFIER.fullmatch(name) for name in names):
+            raise ValueError(f"not a table: {self!r}")
+        if self.project is not None and (self.dataset is None or not _PROJECT.fullmatch(self.project)):
+            raise ValueError(f"not a table: {self!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> TableRef:
+        """Reads ``table``, ``dataset.table`` or ``project.dataset.table``; ``ValueError`` for anything else."""
+        *project, dataset, table = ["", *text.split(".")] if text.count(".") < 1 else text.split(".")
+        if len(project) > 1:
+            raise ValueError(f"not a table: {text!r}")
+        return cls(table, dataset or None, project[0] if project else None)
+
+    def quoted(self) -> str:
+        """The name as SQL writes it, in backticks."""
+        parts = [part for part in (self.project, self.dataset, self.table) if part is not None]
+        return "`" + ".".join(parts) + "`"
+
+
+@dataclass(frozen=True, slots=True)
+class Sql:
+    """The text of one ``.sql`` file, a statement or a script, and the name it is counted and labelled by."""
+
+    name: str
+    text: str
+
+    @classmethod
+    def load(cls, package: str, name: str) -> Sql:
+        """Reads ``name`` (``sql/read_quotas.sql``) beside the modules of ``package`` (``services.tenant``)."""
+        text = importlib.resources.files(package).joinpath(name).read_text("utf-8")
+        return cls(f"{package}/{name}", text)
+
+    def with_tables(self, **tables: TableRef) -> Sql:
+        """Puts quoted table names for ``{name}``; ``ValueError`` if names and placeholders differ."""
+        if set(_PLACEHOLDER.findall(self.text)) != set(tables):
+            raise ValueError(f"{self.name} has placeholders {sorted(set(_PLACEHOLDER.findall(self.text)))}")
+        return Sql(self.name, _PLACEHOLDER.sub(lambda match: tables[match[1]].quoted(), self.text))
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset's labels, and the etag by which they may be swapped."""
+
+    name: str
+    labels: Mapping[str, str]
+    etag: str
+    location: str
+
+
+def new_job_id(prefix: str = "cv") -> str:
+    """A job id nobody else has."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def rows_param(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The JSON text of a batch for the ``@rows`` parameter; read in SQL with ``JSON_VALUE`` and a CAST.
+
+    Times become ISO 8601 in UTC, decimals text, bytes base64, and nested lists and objects JSON text of their own
+    (``JSON_VALUE`` reads scalars only). None stays null.
+    """
+    return json.dumps([{key: _json_value(value) for key, value in row.items()} for row in rows], separators=(",", ":"))
+
+
+def _json_value(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return str(value)
+        case datetime():
+            return _utc(value).isoformat(timespec="microseconds")
+        case date():
+            return value.isoformat()
+        case Decimal():
+            return format(value, "f")
+        case bytes():
+            return base64.b64encode(value).decode("ascii")
+        case Mapping() | list() | tuple():
+            return json.dumps(value, default=_json_value, separators=(",", ":"), sort_keys=True)
+    raise TypeError(f"no JSON form for {type(value).__name__}")
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise TypeError("a time without a zone")
+    return value.astimezone(UTC)
+
+
+def build_client(
+    project_id: str,
+    *,
+    endpoint: str | None = None,
+    credentials: Credentials | None = None,
+    location: str = "US",
+    pool: int = 32,
+) -> bigquery.Client:
+    """The synchronous client with an HTTP pool as large as its threads; anonymous against a local ``endpoint``."""
+    if endpoint is not None and credentials is None:
+        credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
+    client = bigquery.Client(
+        project=project_id,
+        credentials=credentials,
+        location=location,
+        client_options=ClientOptions(api_endpoint=endpoint) if endpoint else None,
+    )
+    for scheme in ("https://", "http://"):
+        client._http.mount(scheme, HTTPAdapter(pool_connections=pool, pool_maxsize=pool))
+    return client
+
+
+def is_conflict(exc: BaseException) -> bool:
+    """True if the statement lost against another one and changed nothing; BigQuery's and the emulator's texts."""
+    if isinstance(exc, errors.Aborted):
+        return exc.reason == "STORE_CONFLICT"
+    return isinstance(exc, api.GoogleAPICallError) and bool(_CONFLICT.search(str(exc)))
+
+
+def _reasons(exc: api.GoogleAPICallError) -> set[str]:
+    return {str(item.get("reason", "")) for item in exc.errors if isinstance(item, Mapping)}
+
+
+def to_domain_error(exc: BaseException, what: str) -> errors.Error:
+    """The domain error for a failure of the client library while doing ``what``; its text says what to do."""
+    if isinstance(exc, errors.Error):
+        return exc
+    if isinstance(exc, _TRANSIENT) and not isinstance(exc, api.GoogleAPICallError):
+        return errors.Unavailable("STORE_UNAVAILABLE", "The store did not answer; try again.", statement=what)
+    if isinstance(exc, auth.GoogleAuthError):
+        return errors.FailedPrecondition(
+            "STORE_ACCESS_DENIED", "The store refused the service's own credentials: check its service account."
+        )
+    if not isinstance(exc, api.GoogleAPICallError):
+        return errors.Internal("STORE_REJECTED", "The store could not be used.", statement=what)
+    return _from_call_error(exc, what)
+
+
+def _from_call_error(exc: api.GoogleAPICallError, what: str) -> errors.Error:
+    text, reasons = str(exc), _reasons(exc)
+    if assertion := _ASSERTION.search(text):
+        return errors.Aborted(assertion[1], "The state changed meanwhile; nothing was written.", statement=what)
+    if is_conflict(exc):
+        return errors.Aborted("STORE_CONFLICT", "Another write came first; read again.", statement=what)
+    if _QUEUE_FULL.search(text) or reasons & _RATE_REASONS or isinstance(exc, api.TooManyRequests):
+        return errors.Unavailable("STORE_RATE_LIMITED", "The store is at its rate limit; try again.", statement=what)
+    if "bytesBilledLimitExceeded" in reasons:
+        return errors.FailedPrecondition(
+            "STORE_BYTES_LIMIT", "The query would read more than maximum_bytes_billed allows.", statement=what
+        )
+    if isinstance(exc, api.NotFound):
+        return errors.FailedPrecondition(
+            "STORE_OBJECT_MISSING",
+            "A dataset or table does not exist yet: run `make setup-bigquery`, or store the tenant's credential first.",
+            statement=what,
+        )
+    if isinstance(exc, api.Forbidden | api.Unauthorized):
+        return errors.FailedPrecondition(
+            "STORE_ACCESS_DENIED",
+            "BigQuery refused access: grant roles/bigquery.dataEditor and roles/bigquery.jobUser to the service.",
+            statement=what,
+        )
+    if isinstance(exc, api.ServerError):
+        return errors.Unavailable("STORE_UNAVAILABLE", "The store did not answer; try again.", statement=what)
+    return errors.Internal("STORE_REJECTED", "The store refused a statement.", statement=what)
+
+
+def _parameter(name: str, value: Value) -> bigquery.ScalarQueryParameter | bigquery.ArrayQueryParameter:
+    if isinstance(value, Typed):
+        if isinstance(value.value, list | tuple):
+            return bigquery.ArrayQueryParameter(name, value.type, list(value.value))
+        return bigquery.ScalarQueryParameter(name, value.type, value.value)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_scalar(item) for item in value]
+        return bigquery.ArrayQueryParameter(name, items[0][0] if items else "STRING", [item for _, item in items])
+    kind, scalar = _scalar(value)
+    return bigquery.ScalarQueryParameter(name, kind, scalar)
+
+
+def _scalar(value: Any) -> tuple[str, Any]:
+    match value:
+        case None:
+            return "STRING", None
+        case str():
+            return "STRING", str(value)
+        case bool():
+            return "BOOL", value
+        case int():
+            return "INT64", value
+        case float():
+            return "FLOAT64", value
+        case Decimal():
+            return "NUMERIC", value
+        case datetime():
+            return "TIMESTAMP", _utc(value)
+        case date():
+            return "DATE", value
+        case bytes():
+            return "BYTES", value
+    raise TypeError(f"no query parameter type for {type(value).__name__}")
+
+
+def _label(text: str) -> str:
+    return _LABEL.sub("_", text.lower())[:63]
+
+
+@dataclass(slots=True)
+class _Deadline:
+    seconds: float
+    start: float = field(default_factory=time.monotonic)
+
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.start)
+
+    def http(self) -> float:
+        return max(0.5, min(_HTTP_SECONDS, self.left()))
+
+
+class Warehouse:
+    """Runs statements for one project on a bounded pool of threads; safe to share between tasks and threads.
+
+    ``statements`` counts what was sent, by ``Sql.name``: tests and benches hold it against a budget. All methods
+    raise ``libs.errors`` only: ``FailedPrecondition`` (STORE_OBJECT_MISSING, STORE_ACCESS_DENIED, STORE_BYTES_LIMIT),
+    ``Unavailable`` (STORE_UNAVAILABLE, STORE_RATE_LIMITED), ``Ambiguous`` (STORE_OUTCOME_UNKNOWN), ``Aborted``
+    (STORE_CONFLICT, or the word of an ``ASSERT … AS 'assert:WORD'``), ``Internal`` (STORE_REJECTED).
+    """
+
+    def __init__(
+        self,
+        client: bigquery.Client,
+        *,
+        storage_channel: grpc.Channel | None = None,
+        maximum_bytes_billed: int = 100 * 2**30,
+        max_workers: int = 16,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        self.client = client
+        self.project_id: str = client.project
+        self.storage_channel = storage_channel
+        self.statements: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self._bytes = maximum_bytes_billed
+        self._labels = dict(labels or {})
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers, thread_name_prefix="bigquery")
+        self._complete: set[tuple[str, str, TableSchema]] = set()
+
+    def close(self) -> None:
+        """Waits for no one: statements in flight go on at the server."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.client.close()
+
+    async def run[**P, T](self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a blocking call of the client library on the pool, its failures turned into domain errors."""
+        work = functools.partial(call, *args, **kwargs)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except Exception as exc:
+            raise to_domain_error(exc, getattr(call, "__name__", "call")) from exc
+
+    # ---------------------------------------------------------------- statements
+
+    async def query(
+        self,
+        sql: Sql,
+        *,
+        dataset: str,
+        params: Mapping[str, Value] | None = None,
+        labels: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+    ) -> list[dict[str, Any]]:
+        """Rows of one SELECT, as of now (no cached result); a transient failure is tried again until ``timeout``."""
+        config = self._config(sql, dataset, params, labels)
+        return await self.run(self._query, sql, config, _Deadline(timeout))
+
+    async def execute(
+        self,
+        sql: Sql,
+        *,
+        dataset: str,
+        params: Mapping[str, Value] | None = None,
+        job_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        timeout: float = 60.0,
+        conflict_retries: int = 0,
+    ) -> int:
+        """Runs one DML statement and returns the rows it affected; the same ``job_id`` twice is done once.
+
+        A lost reply is looked up by job id before anything is decided. Raises ``Aborted(STORE_CONFLICT)`` after
+        ``conflict_retries`` more tries (a conflict changed nothing, so each try has a fresh id) and ``Ambiguous`` if
+        the outcome is still unknown at ``timeout``.
+        """
+        result = await self._write(sql, dataset, params, job_id, labels, timeout, conflict_retries)
+        return int(result.num_dml_affected_rows or 0)
+
+    async def script(
+        self,
+        sql: Sql,
+        *,
+        dataset: str,
+        params: Mapping[str, Value] | None = None,
+        job_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        timeout: float = 120.0,
+        conflict_retries: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Runs a multi-statement script like ``execute``; returns the rows of its last statement, if it is a SELECT.
+
+        BigQuery counts no rows for a script: one that must say how many ends with a SELECT of them.
+        """
+        result = await self._write(sql, dataset, params, job_id, labels, timeout, conflict_retries)
+        return await self.run(_dicts, result)
+
+    async def _write(
+        self,
+        sql: Sql,
+        dataset: str,
+        params: Mapping[str, Value] | None,
+        job_id: str | None,
+        labels: Mapping[str, str] | None,
+        timeout: float,
+        conflict_retries: int,
+    ) -> Any:
+        config = self._config(sql, dataset, params, labels)
+        base, deadline = job_id or new_job_id(), _Deadline(timeout)
+        for attempt in range(conflict_retries + 1):
+            own_id = base if attempt == 0 else f"{base}-{attempt + 1}"
+            try:
+                start = functools.partial(self._begin, sql, config, own_id)
+                return await self.run(self._settle, sql.name, own_id, start, deadline)
+            except errors.Aborted as exc:
+                if exc.reason != "STORE_CONFLICT" or attempt == conflict_retries or deadline.left() <= 0:
+                    raise
+            await asyncio.sleep(random.uniform(0, min(2.0, 0.1 * 2**attempt)))
+        raise AssertionError("unreachable")
+
+    def _config(
+        self,
+        sql: Sql,
+        dataset: str,
+        params: Mapping[str, Value] | None,
+        labels: Mapping[str, str] | None,
+    ) -> bigquery.QueryJobConfig:
+        if left := _PLACEHOLDER.findall(sql.text):
+            raise ValueError(f"{sql.name}: no table given for {left}")
+        statement = sql.name.rpartition("/")[2].removesuffix(".sql")
+        config = bigquery.QueryJobConfig(
+            default_dataset=bigquery.DatasetReference(self.project_id, dataset),
+            query_parameters=[_parameter(name, value) for name, value in (params or {}).items()],
+            use_query_cache=False,
+            maximum_bytes_billed=self._bytes,
+        )
+        merged = {**self._labels, "statement": statement, "dataset": dataset, **(labels or {})}
+        config.labels = {_label(key): _label(value) for key, value in merged.items()}
+        return config
+
+    def _count(self, name: str) -> None:
+        with self._counting:
+            self.statements[name] += 1
+
+    def _query(self, sql: Sql, config: bigquery.QueryJobConfig, deadline: _Deadline) -> list[dict[str, Any]]:
+        pause = 0.1
+        while True:
+            self._count(sql.name)
+            try:
+                rows = self.client.query_and_wait(
+                    sql.text,
+                    job_config=config,
+                    api_timeout=deadline.http(),
+                    wait_timeout=max(1.0, deadline.left()),
+                    retry=None,
+                    job_retry=None,
+                )
+                return _dicts(rows)
+            except Exception as exc:
+                error = to_domain_error(exc, sql.name)
+                if not (isinstance(error, errors.Unavailable) or is_conflict(error)) or deadline.left() <= pause:
+                    raise error from exc
+            time.sleep(random.uniform(pause / 2, pause))
+            pause = min(2.0, pause * 2)
+
+    def _begin(self, sql: Sql, config: bigquery.QueryJobConfig, job_id: str, deadline: _Deadline) -> bigquery.QueryJob:
+        self._count(sql.name)
+        return self.client.query(
+            sql.text, job_config=config, job_id=job_id, retry=None, job_retry=None, timeout=deadline.http()
+        )
+
+    def _settle(self, what: str, job_id: str, start: Callable[[_Deadline], Any], deadline: _Deadline) -> Any:
+        """Submits the job and returns its result; a second submission of one id is refused, so it is never run twice."""
+        job: Any = None
+        pause = 0.1
+        while True:
+            try:
+                if job is None:
+                    try:
+                        job = start(deadline)
+                    except api.Conflict:
+                        job = self.client.get_job(job_id, retry=None, timeout=deadline.http())
+                return job.result(retry=None, timeout=max(0.5, deadline.left()), **_no_job_retry(job))
+            except _TRANSIENT as exc:
+                if job is not None and job.state == "DONE" and job.error_result:
+                    raise to_domain_error(exc, what) from exc
+                if deadline.left() <= pause:
+                    raise errors.Ambiguous(
+                        "STORE_OUTCOME_UNKNOWN",
+                        "The store did not answer in time; the change may or may not have been made.",
+                        statement=what,
+                        job_id=job_id,
+                    ) from exc
+                job = self._find(job_id, deadline)
+            except Exception as exc:
+                raise to_domain_error(exc, what) from exc
+            time.sleep(random.uniform(pause / 2, pause))
+            pause = min(2.0, pause * 2)
+
+    def _find(self, job_id: str, deadline: _Deadline) -> Any:
+        try:
+            return self.client.get_job(job_id, retry=None, timeout=deadline.http())
+        except (api.NotFound, *_TRANSIENT):
+            return None
+
+    # ---------------------------------------------------------------- datasets and tables
+
+    async def create_dataset(self, name: str, *, labels: Mapping[str, str] | None = None) -> Dataset:
+        """Creates a dataset; the one caller who does not get ``AlreadyExists(DATASET_EXISTS)`` made it.
+
+        A lost reply is not resolved here (``Unavailable``): labels that name their writer tell it from another's.
+        """
+        wanted = bigquery.Dataset(bigquery.DatasetReference(self.project_id, name))
+        wanted.location = self.client.location
+        wanted.labels = dict(labels or {})
+        try:
+            made = await self.run(self.client.create_dataset, wanted, retry=None, timeout=_HTTP_SECONDS)
+        except errors.Error as exc:
+            if isinstance(exc.__cause__, api.Conflict):
+                raise errors.AlreadyExists("DATASET_EXISTS", "The dataset exists already.") from exc.__cause__
+            raise
+        return _dataset(made)
+
+    async def get_dataset(self, name: str) -> Dataset | None:
+        """The dataset, or None."""
+        ref = bigquery.DatasetReference(self.project_id, name)
+        try:
+            return _dataset(await self.run(self.client.get_dataset, ref, timeout=_HTTP_SECONDS, retry=None))
+        except errors.FailedPrecondition as exc:
+            if isinstance(exc.__cause__, api.NotFound):
+                return None
+            raise
+
+    async def label_dataset(self, name: str, labels: Mapping[str, str | None], *, etag: str) -> Dataset:
+        """Sets labels (None removes one) if the dataset is still as it was read; else ``Aborted(DATASET_CHANGED)``."""
+        changed = bigquery.Dataset(bigquery.DatasetReference(self.project_id, name))
+        changed._properties["etag"] = etag
+        changed._properties["labels"] = dict(labels)
+        try:
+            made = await self.run(self.client.update_dataset, changed, ["labels"], retry=None, timeout=_HTTP_SECONDS)
+        except errors.Error as exc:
+            if isinstance(exc.__cause__, api.PreconditionFailed):
+                raise errors.Aborted("DATASET_CHANGED", "The dataset changed meanwhile.") from exc.__cause__
+            raise
+        return _dataset(made)
+
+    async def delete_dataset(self, name: str) -> None:
+        """Deletes a dataset with all its tables; one that is not there is fine."""
+        ref = bigquery.DatasetReference(self.project_id, name)
+        delete = self.client.delete_dataset
+        await self.run(delete, ref, delete_contents=True, not_found_ok=True, timeout=_HTTP_SECONDS)
+        self._complete = {key for key in self._complete if key[0] != name}
+
+    async def list_tables(self, dataset: str) -> list[str]:
+        """Names of the dataset's tables, sorted."""
+        return await self.run(self._list_tables, dataset)
+
+    def _list_tables(self, dataset: str) -> list[str]:
+        ref = bigquery.DatasetReference(self.project_id, dataset)
+        return sorted(item.table_id for item in self.client.list_tables(ref, timeout=_HTTP_SECONDS))
+
+    async def ensure_tables(self, dataset: str, schemas: Sequence[TableSchema]) -> list[str]:
+        """Creates the tables that are missing and adds missing columns; names of those created.
+
+        One call when nothing is missing: columns of an existing table are compared once per process. Safe to run
+        from many places at once.
+        """
+        present = set(await self.list_tables(dataset))
+        missing = [schema for schema in schemas if schema.name not in present]
+        stale = [s for s in schemas if s.name in present and (dataset, s.name, s) not in self._complete]
+        made = await asyncio.gather(
+            *(self.run(self._create_table, dataset, schema) for schema in missing),
+            *(self.run(self._add_columns, dataset, schema) for schema in stale),
+        )
+        self._complete.update((dataset, schema.name, schema) for schema in schemas)
+        return [schema.name for schema, created in zip(missing, made, strict=False) if created]
+
+    def _create_table(self, dataset: str, schema: TableSchema) -> bool:
+        ref = bigquery.DatasetReference(self.project_id, dataset).table(schema.name)
+        table = bigquery.Table(ref, schema=list(schema.fields))
+        table.description = schema.description
+        if schema.partition_by:
+            table.time_partitioning = bigquery.TimePartitioning(field=schema.partition_by)
+        if schema.cluster_by:
+            table.clustering_fields = list(schema.cluster_by)
+        try:
+            self.client.create_table(table, timeout=_HTTP_SECONDS)
+        except api.Conflict:
+            return self._add_columns(dataset, schema)
+        return True
+
+    def _add_columns(self, dataset: str, schema: TableSchema) -> bool:
+        ref = bigquery.DatasetReference(self.project_id, dataset).table(schema.name)
+        for _ in range(5):
+            table = self.client.get_table(ref, timeout=_HTTP_SECONDS)
+            present = {column.name.lower() for column in table.schema}
+            added = [column for column in schema.fields if column.name.lower() not in present]
+            if not added:
+                return False
+            table.schema = [*table.schema, *(_nullable(column) for column in added)]
+            try:
+                self.client.update_table(table, ["schema"], timeout=_HTTP_SECONDS)
+            except api.PreconditionFailed:
+                continue
+            return False
+        raise errors.Aborted("TABLE_CHANGED", f"Table {schema.name} kept changing while columns were added.")
+
+    async def load_parquet(
+        self,
+        path: Path,
+        *,
+        dataset: str,
+        table: TableRef | str,
+        schema: TableSchema | Sequence[bigquery.SchemaField],
+        job_id: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        timeout: float = 300.0,
+        truncate: bool = True,
+    ) -> int:
+        """Loads one parquet file into a table of the dataset (made if missing) and returns the rows loaded.
+
+        The same ``job_id`` twice is done once. ``truncate`` replaces what the table held.
+        """
+        fields = schema.fields if isinstance(schema, TableSchema) else schema
+        parquet = bigquery.ParquetOptions()
+        parquet.enable_list_inference = True
+        config = bigquery.LoadJobConfig(
+            source_format=bigquery.SourceFormat.PARQUET,
+            schema=list(fields),
+            write_disposition="WRITE_TRUNCATE" if truncate else "WRITE_APPEND",
+            parquet_options=parquet,
+        )
+        merged = {**self._labels, "dataset": dataset, **(labels or {})}
+        config.labels = {_label(key): _label(value) for key, value in merged.items()}
+        own_id = job_id or new_job_id()
+        target = self._target(dataset, table)
+
+        def start(deadline: _Deadline) -> Any:
+            self._count("load_parquet")
+            with path.open("rb") as file:
+                return self.client.load_table_from_file(
+                    file, target, size=path.stat().st_size, job_id=own_id, job_config=config, timeout=deadline.left()
+                )
+
+        job = await self.run(self._settle, "load_parquet", own_id, start, _Deadline(timeout))
+        return int(job.output_rows or 0)
+
+    async def drop_table(self, dataset: str, table: TableRef | str) -> None:
+        """Drops a table; one that is not there is fine."""
+        target = self._target(dataset, table)
+        await self.run(self.client.delete_table, target, not_found_ok=True, timeout=_HTTP_SECONDS)
+
+    def _target(self, dataset: str, table: TableRef | str) -> bigquery.TableReference:
+        ref = TableRef(table) if isinstance(table, str) else table
+        owner = bigquery.DatasetReference(ref.project or self.project_id, ref.dataset or dataset)
+        return owner.table(ref.table)
+
+
+def _no_job_retry(job: Any) -> dict[str, Any]:
+    return {"job_retry": None} if isinstance(job, bigquery.QueryJob) else {}
+
+
+def _dicts(rows: Iterable[Any]) -> list[dict[str, Any]]:
+    return [dict(row.items()) for row in rows]
+
+
+def _dataset(made: bigquery.Dataset) -> Dataset:
+    return Dataset(made.dataset_id, dict(made.labels), made.etag or "", made.location or "")
+
+
+def _nullable(column: bigquery.SchemaField) -> bigquery.SchemaField:
+    if column.mode != "REQUIRED":
+        return column
+    return bigquery.SchemaField.from_api_repr({**column.to_api_repr(), "mode": "NULLABLE"})

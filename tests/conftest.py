@@ -1,0 +1,86 @@
+"""Fixtures of all levels: the BigQuery emulator once per session, a fresh project per test module."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deploy.local.bigquery import wait_ready
+from libs.bigquery import Warehouse, build_client
+
+_PROJECTS = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """Where the session's emulator listens and what it stores in."""
+
+    rest: str
+    grpc: str
+    data_dir: Path
+
+
+def free_port() -> int:
+    """A TCP port nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def bigquery_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """One emulator process for the session, on free ports with an empty data folder."""
+    data_dir = tmp_path_factory.mktemp("bigquery")
+    port, grpc_port = free_port(), free_port()
+    command = [sys.executable, "-m", "deploy.local.bigquery", "--data-dir", str(data_dir), "--project", "local"]
+    command += ["--port", str(port), "--grpc-port", str(grpc_port)]
+    with (data_dir / "emulator.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ), cwd=Path(__file__).parents[1])
+    try:
+        emulator = Emulator(f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", data_dir)
+        try:
+            wait_ready(emulator.rest, "local", timeout=60, running=lambda: process.poll() is None)
+        except TimeoutError as exc:
+            raise RuntimeError((data_dir / "emulator.log").read_text()) from exc
+        yield emulator
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def project_id() -> str:
+    """A project nobody else uses; the emulator makes it with its first dataset."""
+    return f"p{os.getpid()}-{next(_PROJECTS)}"
+
+
+@pytest.fixture(scope="module")
+def warehouse(bigquery_emulator: Emulator, project_id: str) -> Iterator[Warehouse]:
+    """A warehouse on the module's project; its datasets are dropped at the end, to keep the catalog small."""
+    made = Warehouse(build_client(project_id, endpoint=bigquery_emulator.rest))
+    yield made
+    for item in list(made.client.list_datasets()):
+        made.client.delete_dataset(item.reference, delete_contents=True, not_found_ok=True)
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def central(warehouse: Warehouse) -> Warehouse:
+    """The module's warehouse with the central dataset ``tenants`` and all its tables."""
+    from deploy.setup_bigquery_datasets import setup
+
+    asyncio.run(setup(warehouse, report=lambda line: None))
+    return warehouse
