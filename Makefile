@@ -1,0 +1,54 @@
+# `make help` lists the commands. Each installs what it needs first; the stamp makes that free the second time.
+SHELL := /bin/sh
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed
+# The state of the local stack (data, logs, keys); another folder and PORT give a second stack beside the first.
+export DATA_DIR ?= .data
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test up down status setup-bigquery bench judge chaos lint proto clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv from requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml .python-version deploy/local/install.sh
+	@sh deploy/local/install.sh
+
+demo: $(STAMP) ## all flows on sample data in a stack of its own, ends with equal totals
+	@$(PYTHON) -m deploy.local.demo
+
+test: $(STAMP) ## all tests, end to end included
+	@$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+up: $(STAMP) ## start the local stack (PORT=8080, DATA_DIR=.data) and return when it is healthy
+	@$(PYTHON) -m deploy.local.stack up
+
+down: ## stop exactly what `make up` started
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m deploy.local.stack down; fi
+
+status: $(STAMP) ## what runs, where, and since when
+	@$(PYTHON) -m deploy.local.stack status
+
+setup-bigquery: $(STAMP) ## create or extend the central dataset (running local stack, or the project of the environment)
+	@$(PYTHON) -m deploy.local.stack exec -- $(PYTHON) -m deploy.setup_bigquery_datasets
+
+bench: $(STAMP) ## measure the edge and a run against a stack of its own
+	@$(PYTHON) -m tests.bench
+
+judge: $(STAMP) ## the end-to-end tests against the running stack (`make up` first)
+	@CONVERGENCE_E2E_STACK=$(DATA_DIR)/stack.json $(PYTHON) -m pytest tests/e2e -m "not own_stack" $(PYTEST_ARGS)
+
+chaos: $(STAMP) ## kill -9 of every process in mid-run, again and again
+	@$(PYTHON) -m pytest tests/e2e tests/chaos -m chaos $(PYTEST_ARGS)
+
+lint: $(STAMP) ## formatting, types, import rules, contracts
+	@sh deploy/local/lint.sh
+
+proto: $(STAMP) ## regenerate protos/gen from the .proto files
+	@$(PYTHON) protos/generate.py
+
+clean: down ## stop the stack; remove .venv, build/, caches and the stack's data
+	@rm -rf .venv .uv build dist $(DATA_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
