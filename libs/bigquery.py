@@ -24,12 +24,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import google.auth
 import grpc
 import requests
 from google.api_core import exceptions as api
 from google.api_core.client_options import ClientOptions
+from google.api_core.retry import Retry
 from google.auth import exceptions as auth
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.cloud import bigquery
@@ -38,8 +40,11 @@ from requests.adapters import HTTPAdapter
 from libs import errors
 from libs.tables import TableSchema
 
+if TYPE_CHECKING:
+    from libs.settings import ServiceSettings
+
 type Scalar = str | int | bool | float | Decimal | date | datetime | bytes
-type Value = Scalar | None | Typed | Sequence[Scalar]
+type Value = Scalar | Typed | Sequence[Scalar] | None
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,1023}", re.ASCII)
 _PROJECT = re.compile(r"(?:[a-z0-9.-]{1,60}:)?[a-z][a-z0-9-]{0,61}[a-z0-9]", re.ASCII)
@@ -64,6 +69,7 @@ _TRANSIENT = (
 )
 _LABEL = re.compile(r"[^a-z0-9_-]")
 _HTTP_SECONDS = 20.0
+_RETRY: Retry = bigquery.DEFAULT_RETRY.with_timeout(_HTTP_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +98,10 @@ class TableRef:
     @classmethod
     def parse(cls, text: str) -> TableRef:
         """Reads ``table``, ``dataset.table`` or ``project.dataset.table``; ``ValueError`` for anything else."""
-        *project, dataset, table = ["", *text.split(".")] if text.count(".") < 1 else text.split(".")
-        if len(project) > 1:
+        parts = text.split(".")
+        if len(parts) > 3:
             raise ValueError(f"not a table: {text!r}")
-        return cls(table, dataset or None, project[0] if project else None)
+        return cls(*reversed(parts))
 
     def quoted(self) -> str:
         """The name as SQL writes it, in backticks."""
@@ -192,6 +198,26 @@ def build_client(
     for scheme in ("https://", "http://"):
         client._http.mount(scheme, HTTPAdapter(pool_connections=pool, pool_maxsize=pool))
     return client
+
+
+def connect(settings: ServiceSettings, *, max_workers: int = 16) -> Warehouse:
+    """The warehouse that a process's settings name; credentials from their key file, or the workload's own."""
+    credentials = None
+    if settings.google_application_credentials is not None and settings.bigquery_endpoint is None:
+        credentials, _ = google.auth.load_credentials_from_file(
+            str(settings.google_application_credentials), scopes=["https://www.googleapis.com/auth/cloud-platform"]
+        )
+    client = build_client(
+        settings.gcp_project_id,
+        endpoint=settings.bigquery_endpoint,
+        credentials=credentials,
+        location=settings.bigquery_location,
+        pool=2 * max_workers,
+    )
+    storage = settings.bigquery_storage_endpoint
+    channel = grpc.insecure_channel(storage) if storage else None
+    labels = {"service": settings.service} if settings.service else None
+    return Warehouse(client, storage_channel=channel, max_workers=max_workers, labels=labels)
 
 
 def is_conflict(exc: BaseException) -> bool:
@@ -469,7 +495,7 @@ class Warehouse:
         )
 
     def _settle(self, what: str, job_id: str, start: Callable[[_Deadline], Any], deadline: _Deadline) -> Any:
-        """Submits the job and returns its result; a second submission of one id is refused, so it is never run twice."""
+        """Submits the job and returns its result; one id is accepted once, so submitting again never runs it twice."""
         job: Any = None
         pause = 0.1
         while True:
@@ -524,7 +550,7 @@ class Warehouse:
         """The dataset, or None."""
         ref = bigquery.DatasetReference(self.project_id, name)
         try:
-            return _dataset(await self.run(self.client.get_dataset, ref, timeout=_HTTP_SECONDS, retry=None))
+            return _dataset(await self.run(self.client.get_dataset, ref, retry=_RETRY, timeout=_HTTP_SECONDS))
         except errors.FailedPrecondition as exc:
             if isinstance(exc.__cause__, api.NotFound):
                 return None
@@ -547,7 +573,7 @@ class Warehouse:
         """Deletes a dataset with all its tables; one that is not there is fine."""
         ref = bigquery.DatasetReference(self.project_id, name)
         delete = self.client.delete_dataset
-        await self.run(delete, ref, delete_contents=True, not_found_ok=True, timeout=_HTTP_SECONDS)
+        await self.run(delete, ref, delete_contents=True, not_found_ok=True, retry=_RETRY, timeout=_HTTP_SECONDS)
         self._complete = {key for key in self._complete if key[0] != name}
 
     async def list_tables(self, dataset: str) -> list[str]:
@@ -556,7 +582,7 @@ class Warehouse:
 
     def _list_tables(self, dataset: str) -> list[str]:
         ref = bigquery.DatasetReference(self.project_id, dataset)
-        return sorted(item.table_id for item in self.client.list_tables(ref, timeout=_HTTP_SECONDS))
+        return sorted(item.table_id for item in self.client.list_tables(ref, retry=_RETRY, timeout=_HTTP_SECONDS))
 
     async def ensure_tables(self, dataset: str, schemas: Sequence[TableSchema]) -> list[str]:
         """Creates the tables that are missing and adds missing columns; names of those created.
@@ -583,7 +609,7 @@ class Warehouse:
         if schema.cluster_by:
             table.clustering_fields = list(schema.cluster_by)
         try:
-            self.client.create_table(table, timeout=_HTTP_SECONDS)
+            self.client.create_table(table, retry=_RETRY, timeout=_HTTP_SECONDS)
         except api.Conflict:
             return self._add_columns(dataset, schema)
         return True
@@ -591,14 +617,14 @@ class Warehouse:
     def _add_columns(self, dataset: str, schema: TableSchema) -> bool:
         ref = bigquery.DatasetReference(self.project_id, dataset).table(schema.name)
         for _ in range(5):
-            table = self.client.get_table(ref, timeout=_HTTP_SECONDS)
+            table = self.client.get_table(ref, retry=_RETRY, timeout=_HTTP_SECONDS)
             present = {column.name.lower() for column in table.schema}
             added = [column for column in schema.fields if column.name.lower() not in present]
             if not added:
                 return False
             table.schema = [*table.schema, *(_nullable(column) for column in added)]
             try:
-                self.client.update_table(table, ["schema"], timeout=_HTTP_SECONDS)
+                self.client.update_table(table, ["schema"], retry=_RETRY, timeout=_HTTP_SECONDS)
             except api.PreconditionFailed:
                 continue
             return False
@@ -647,7 +673,7 @@ class Warehouse:
     async def drop_table(self, dataset: str, table: TableRef | str) -> None:
         """Drops a table; one that is not there is fine."""
         target = self._target(dataset, table)
-        await self.run(self.client.delete_table, target, not_found_ok=True, timeout=_HTTP_SECONDS)
+        await self.run(self.client.delete_table, target, not_found_ok=True, retry=_RETRY, timeout=_HTTP_SECONDS)
 
     def _target(self, dataset: str, table: TableRef | str) -> bigquery.TableReference:
         ref = TableRef(table) if isinstance(table, str) else table

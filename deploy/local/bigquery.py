@@ -110,7 +110,8 @@ def patch() -> None:
             "WHERE t.end_snapshot IS NULL AND s.schema_name = $1 AND t.table_name = coalesce($2, t.table_name) "
             f"UNION ALL SELECT v.view_name, 'VIEW', 0 FROM {lake}.ducklake_view v "
             f"JOIN {lake}.ducklake_schema s ON s.schema_id = v.schema_id AND s.end_snapshot IS NULL "
-            "WHERE v.end_snapshot IS NULL AND s.schema_name = $1 AND v.view_name = coalesce($2, v.view_name) ORDER BY 1",
+            "WHERE v.end_snapshot IS NULL AND s.schema_name = $1 AND v.view_name = coalesce($2, v.view_name) "
+            "ORDER BY 1",
             [dataset_id, table_id],
         )
 
