@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import DescriptorBase, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from libs.errors import PermissionDenied, Unauthenticated
@@ -66,8 +67,8 @@ def rules_of(services: Iterable[str], pool: descriptor_pool.DescriptorPool | Non
 def authorise(rule: Rule | None, caller: Caller, tenant_id: str | None, *, onboarding_open: bool) -> None:
     """Raises unless ``caller`` may call an rpc with ``rule`` for the tenant its request names (``None``: names none).
 
-    The order is part of the contract: an rpc without a rule lets nobody in; another tenant's id is answered exactly as one
-    that does not exist, before anything about roles is told; only then is the role compared.
+    The order is part of the contract: an rpc without a rule lets nobody in; another tenant's id is answered exactly as
+    one that does not exist, before anything about roles is told; only then is the role compared.
     """
     if rule is None:
         raise PermissionDenied("RULE_MISSING", "Nobody may call this method.")
@@ -103,20 +104,16 @@ def _authorise_peer(rule: Rule, caller: Caller) -> None:
 
 def _rule_of(method: MethodDescriptor, pool: descriptor_pool.DescriptorPool) -> Rule | None:
     try:
-        option: FieldDescriptor = pool.FindExtensionByName(_OPTION)
+        option: Any = pool.FindExtensionByName(_OPTION)
     except KeyError:
         return None
     # Parsed again: options read before the extension was known keep it among their unknown fields.
-    options = MethodOptions.FromString(_options_bytes(method))
+    options = MethodOptions.FromString(method.GetOptions().SerializeToString())
     if not options.HasExtension(option):
         return None
-    value = options.Extensions[option]
+    value: Any = options.Extensions[option]
     role = value.DESCRIPTOR.fields_by_name["role"].enum_type.values_by_number.get(value.role)
     return Rule(role.name, frozenset(value.peers)) if role else None
-
-
-def _options_bytes(descriptor: DescriptorBase) -> bytes:
-    return descriptor.GetOptions().SerializeToString()
 
 
 def _hole(rule: Rule, method: MethodDescriptor) -> str:

@@ -55,6 +55,11 @@ def remaining() -> float | None:
     return max(0.0, call.deadline - time.monotonic())
 
 
+def begin(call_caller: Caller, *, request_id: str, idempotency_key: str | None, timeout: float | None) -> None:
+    """Makes ``call_caller`` the current one for the rest of this task; for the server's interceptor."""
+    _call.set(_Call(call_caller, request_id, idempotency_key, None if timeout is None else time.monotonic() + timeout))
+
+
 @contextmanager
 def bind(
     caller: Caller,

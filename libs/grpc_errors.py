@@ -1,17 +1,18 @@
 """The one place where domain errors become ``google.rpc.Status`` and back.
 
-The server's interceptor calls ``code_of``, ``to_status`` and ``trailers``; the client calls ``from_rpc_error``. What is not
-a domain error never crosses the wire as text: its caller sees a fixed sentence, its cause stays in the log.
+The server's interceptor calls ``code_of``, ``to_status`` and ``trailers``; the client calls ``from_rpc_error``. What is
+not a domain error never crosses the wire as text: its caller sees a fixed sentence, its cause stays in the log.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import timedelta
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from libs import errors
@@ -20,8 +21,10 @@ DOMAIN = "convergence"
 STATUS_KEY = "grpc-status-details-bin"
 _INTERNAL_TEXT = "Internal error. Quote the x-request-id when you report it."
 _NO_ANSWER_TEXT = "A service this request depends on did not answer. Try again."
-# A status in metadata shares 16 KiB with every other header; a list of violations has no natural end.
-_MAX_VIOLATIONS = 32
+# A status travels in metadata, whose limit is 8 KiB: neither lists nor texts may grow with the request.
+_MAX_VIOLATIONS = 16
+_MAX_MESSAGE = 1_000
+_MAX_TEXT = 200
 _OUTCOME = "outcome"
 _UNKNOWN_OUTCOME = "unknown"
 # A refusal of this process itself, not of whom it acts for: the user can do nothing about it.
@@ -53,15 +56,15 @@ def code_of(exc: BaseException) -> grpc.StatusCode:
 def to_status(exc: BaseException) -> status_pb2.Status:
     """Returns the status an exception is answered with: code, public text, and details a program can read."""
     error = public(exc)
-    metadata = {key: str(value) for key, value in error.metadata.items()}
+    metadata = {key: str(value)[:_MAX_TEXT] for key, value in error.metadata.items()}
     if isinstance(error, errors.Ambiguous):
         metadata[_OUTCOME] = _UNKNOWN_OUTCOME
-    status = status_pb2.Status(code=grpc.StatusCode[error.kind].value[0], message=error.message)
+    status = status_pb2.Status(code=grpc.StatusCode[error.kind].value[0], message=error.message[:_MAX_MESSAGE])
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if error.field_violations:
         bad_request = error_details_pb2.BadRequest()
         for field in error.field_violations[:_MAX_VIOLATIONS]:
-            bad_request.field_violations.add(field=field.field, description=field.description)
+            bad_request.field_violations.add(field=field.field[:_MAX_TEXT], description=field.description[:_MAX_TEXT])
         status.details.add().Pack(bad_request)
     if error.quota_violations:
         failure = error_details_pb2.QuotaFailure()
@@ -70,7 +73,7 @@ def to_status(exc: BaseException) -> status_pb2.Status:
                 subject=quota.subject,
                 quota_id=quota.quota_id,
                 quota_value=quota.limit,
-                description=quota.description,
+                description=quota.description[:_MAX_TEXT],
             )
         status.details.add().Pack(failure)
     if error.retry_after is not None:
@@ -148,8 +151,9 @@ def _without_details(code: grpc.StatusCode) -> errors.Error:
 
 
 def _status_of(exc: grpc.RpcError) -> status_pb2.Status | None:
-    for key, value in exc.trailing_metadata() or ():
-        if key == STATUS_KEY:
+    metadata: Iterable[tuple[str, str | bytes]] = exc.trailing_metadata() or ()  # type: ignore[assignment]
+    for key, value in metadata:
+        if key == STATUS_KEY and isinstance(value, bytes):
             try:
                 return status_pb2.Status.FromString(value)
             except DecodeError:
@@ -157,7 +161,7 @@ def _status_of(exc: grpc.RpcError) -> status_pb2.Status | None:
     return None
 
 
-def _detail[M](status: status_pb2.Status, kind: type[M]) -> M | None:
+def _detail[M: Message](status: status_pb2.Status, kind: type[M]) -> M | None:
     for any_detail in status.details:
         message = kind()
         if any_detail.Unpack(message):

@@ -20,13 +20,12 @@ from libs import caller
 
 _REDACTED = "[redacted]"
 _SECRET_NAMES = re.compile(
-    r"(?:^|[_\-.])(?:authorization|cookie|password|passwd|secret|token|api_?key|private_?key(?:_id)?|access_?key(?:_id)?"
-    r"|secret_?access_?key|session_?token|client_?secret|sas(?:_?token)?|signature|credentials?|plaintext|ciphertext|dek"
-    r"|connection_?string|admin_?key)$",
+    r"(?:^|[_\-.])(?:authorization|cookie|password|passwd|secret|token|api_?key|private_?key(?:_id)?|sas|signature"
+    r"|access_?key(?:_id)?|credentials?|plaintext|ciphertext|dek|connection_?string|admin_?key)$",
     re.IGNORECASE,
 )
-# Ids and counters whose names end like a secret's.
-_PLAIN_NAMES = frozenset({"next_page_token", "page_token", "api_key_id", "key_id", "credential_id", "idempotency_key"})
+# Names that end like a secret's and hold none.
+_PLAIN_NAMES = frozenset({"next_page_token", "page_token"})
 _SECRET_TEXT = re.compile(
     r"""
       \bc(?:vg|dp)_[A-Za-z0-9_\-]{6,}                                       # API keys
@@ -35,11 +34,12 @@ _SECRET_TEXT = re.compile(
     | \bya29\.[A-Za-z0-9_\-.]+                                              # Google access tokens
     | \beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*             # JWTs
     | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b
-    | (?<=[?&;])(?:sig|X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token|X-Goog-Signature|key|access_token)=[^&\s"']+
+    | (?<=[?&;])(?:sig|key|access_token|X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-Signature)=[^&\s"']+
     | (?<=AccountKey=)[A-Za-z0-9+/=]{8,}
     | (?<=SharedAccessSignature=)[^;\s"']+
-    | (?P<field>["']?(?:private_key|client_secret|secret_access_key|session_token|sas_token|api_key|x-api-key|x-peer-token
-        |password|authorization)["']?\s*[:=]\s*)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;}"']+)
+    | (?P<field>["']?(?:private_key|client_secret|secret_access_key|session_token|sas_token|(?:x-)?api[_-]key
+        |x-peer-token|password|authorization)["']?\s*[:=]\s*)
+      (?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:(?:bearer|basic)\s+)?[^\s,;}"']+)
     """,
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
@@ -87,7 +87,7 @@ def configure(level: str = "INFO", *, service: str) -> None:
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
     """Returns the logger of a module: ``log = logs.get(__name__)``; then ``log.info("run_started", run_id=…)``."""
-    return cast(structlog.stdlib.BoundLogger, structlog.stdlib.get_logger(name))
+    return structlog.stdlib.get_logger(name)
 
 
 @contextmanager

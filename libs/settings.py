@@ -99,7 +99,7 @@ class ServiceSettings(BaseSettings):
     onboarding: Literal["open", "admin"] = Field(
         default="admin",
         validation_alias="ONBOARDING",
-        description="the answer to who may onboard a tenant: `admin` (the admin key) or `open` (anybody; for local use)",
+        description="the answer to who may onboard a tenant: `admin` (the admin key) or `open` (anybody)",
         examples=["admin"],
     )
     port: int = Field(
@@ -218,7 +218,9 @@ class ServiceSettings(BaseSettings):
             return Peers()
         variable = variable_of(type(self), "peers_dir")
         if not self.peers_dir.is_dir():
-            raise SettingsInvalid(f"{variable}: {self.peers_dir} is not a directory; expected one `<peer>.token` per peer")
+            raise SettingsInvalid(
+                f"{variable}: {self.peers_dir} is not a directory; it needs one `<peer>.token` per peer"
+            )
         tokens = {
             path.name.removesuffix(_TOKEN_SUFFIX): path.read_text().strip()
             for path in sorted(self.peers_dir.glob("*" + _TOKEN_SUFFIX))
@@ -226,7 +228,9 @@ class ServiceSettings(BaseSettings):
         if bad := [name for name, token in tokens.items() if len(token) < 16]:
             raise SettingsInvalid(f"{variable}: token of {', '.join(bad)} is shorter than 16 characters")
         if self.service not in tokens:
-            raise SettingsInvalid(f"{variable}: {self.peers_dir} has no {self.service}{_TOKEN_SUFFIX}, this process's own")
+            raise SettingsInvalid(
+                f"{variable}: {self.peers_dir} has no {self.service}{_TOKEN_SUFFIX}, this process's own"
+            )
         if len(set(tokens.values())) != len(tokens):
             raise SettingsInvalid(f"{variable}: two peers share one token; each needs its own")
         return Peers(tokens[self.service], tokens)
@@ -238,7 +242,12 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_others: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Takes values from arguments only; ``load`` alone reads the environment."""
         return (init_settings,)
@@ -286,7 +295,7 @@ def load[S: ServiceSettings](
     """
     try:
         written = DotEnvSettingsSource(settings_type, env_file=env_file)()
-        given = _Environment(settings_type, dict(os.environ if environ is None else environ))()
+        given = _Environment(settings_type, os.environ if environ is None else environ)()  # noqa: TID251  the one place
         return settings_type(**(written | given))
     except SettingsError as exc:
         raise SettingsInvalid(_unparsable(settings_type, exc)) from None
@@ -310,6 +319,10 @@ def write_peer_tokens(directory: Path, names: Iterable[str]) -> None:
             continue
         with os.fdopen(file, "w") as out:
             out.write(secrets.token_urlsafe(32))
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
 
 
 class _Environment(EnvSettingsSource):

@@ -1,0 +1,348 @@
+"""The one interceptor of every server: who calls, may they, is the request well-formed, and how it ended.
+
+``libs.grpc_server`` puts one instance before each port. The order is fixed: request id, identity, role rule,
+validation, handler, error, log line. Identity metadata is believed only from the peer ``gateway``; every other client
+brings its own peer token or API key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import protovalidate
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.message import Message
+
+from libs import access, caller, grpc_errors, logs
+from libs.errors import Error, FieldViolation, Internal, InvalidArgument, Unauthenticated, Unavailable
+from libs.settings import Peers
+from libs.tenancy import Caller, Role
+
+type Authenticate = Callable[[str], Awaitable[Caller]]
+type Handler = grpc.RpcMethodHandler[Any, Any]
+type Headers = Mapping[str, list[str]]
+
+_log = logs.get(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_\-]{8,64}")
+_MAX_HEADER = 128
+_HEALTH = "/grpc.health.v1.Health/"
+_REFLECTION = ("/grpc.reflection.v1alpha.ServerReflection/", "/grpc.reflection.v1.ServerReflection/")
+# Reflection shows the contract, which holds no tenant's data: any key opens it.
+_REFLECTION_RULE = access.Rule("ANY_KEY")
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    rule: access.Rule
+    names_tenant: bool
+    checked: bool
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """How one call went, for its log line."""
+
+    method: str
+    started: float
+    code: str = "OK"
+    reason: str = ""
+    cause: BaseException | None = None
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Guards one port. Refuses, when it is made, services with an rpc that has no usable rule for that port."""
+
+    def __init__(
+        self,
+        services: Iterable[str],
+        *,
+        internal: bool,
+        peers: Peers,
+        authenticate: Authenticate,
+        onboarding_open: bool,
+        pool: descriptor_pool.DescriptorPool | None = None,
+    ) -> None:
+        self._internal = internal
+        self._peers = peers
+        self._authenticate = authenticate
+        self._onboarding_open = onboarding_open
+        self._validator = protovalidate.Validator()
+        self._methods = self._describe(services, pool or descriptor_pool.Default())
+        self._handlers: dict[str, Handler] = {}
+
+    def _describe(self, services: Iterable[str], pool: descriptor_pool.DescriptorPool) -> dict[str, _Method]:
+        methods = {}
+        for path, rule in access.rules_of(services, pool).items():
+            if rule.peers_only != self._internal:
+                port = "internal" if self._internal else "public"
+                raise ValueError(f"{path} has a rule for the other port; it cannot be served on the {port} one")
+            request = pool.FindMethodByName(path[1:].replace("/", ".")).input_type
+            # Compiles the message's rules now: a rule that cannot be compiled must not wait for its first request.
+            self._validator.collect_violations(message_factory.GetMessageClass(request)())
+            methods[path] = _Method(rule, "tenant_id" in request.fields_by_name, checked=True)
+        for path in _REFLECTION:
+            methods[path + "ServerReflectionInfo"] = _Method(_REFLECTION_RULE, names_tenant=False, checked=False)
+        return methods
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Returns the guarded handler of a method; it is made once."""
+        path = handler_call_details.method
+        handler = self._handlers.get(path)
+        if handler is None:
+            inner = await continuation(handler_call_details)
+            if inner is None or path.startswith(_HEALTH):
+                return inner
+            handler = self._handlers[path] = self._guard(path, inner)
+        return handler
+
+    def _guard(self, path: str, inner: Handler) -> Handler:
+        method = self._methods.get(path)
+        if inner.unary_unary:
+            make, behaviour = grpc.unary_unary_rpc_method_handler, self._unary(path, method, inner.unary_unary)
+        elif inner.unary_stream:
+            make, behaviour = grpc.unary_stream_rpc_method_handler, self._stream(path, method, inner.unary_stream)
+        elif inner.stream_stream and method is not None and not method.checked:
+            make, behaviour = grpc.stream_stream_rpc_method_handler, self._stream(path, method, inner.stream_stream)
+        else:
+            raise NotImplementedError(f"{path}: client streams cannot be authorised on their first message")
+        return make(behaviour, inner.request_deserializer, inner.response_serializer)
+
+    def _unary(self, path: str, method: _Method | None, handle: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        async def unary(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            outcome = _Outcome(path, time.perf_counter())
+            try:
+                await self._admit(method, request, context)
+                return await handle(request, context)
+            except grpc.aio.AbortError:
+                outcome.code = "ABORTED_BY_HANDLER"
+                raise
+            except asyncio.CancelledError as exc:
+                failure = self._cancelled(exc, outcome)
+            except Exception as exc:
+                failure = self._failed(exc, outcome)
+            finally:
+                _report(outcome)
+            await _answer(failure, context)
+
+        return unary
+
+    def _stream(self, path: str, method: _Method | None, handle: Callable[..., Any]) -> Callable[..., Any]:
+        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            outcome = _Outcome(path, time.perf_counter())
+            failure: BaseException | None = None
+            try:
+                await self._admit(method, request, context)
+                async with aclosing(handle(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            except grpc.aio.AbortError:
+                outcome.code = "ABORTED_BY_HANDLER"
+                raise
+            except asyncio.CancelledError as exc:
+                failure = self._cancelled(exc, outcome)
+            except GeneratorExit:
+                outcome.code = "CANCELLED"
+                raise
+            except Exception as exc:
+                failure = self._failed(exc, outcome)
+            finally:
+                _report(outcome)
+            if failure is not None:
+                await _answer(failure, context)
+
+        return stream
+
+    async def _admit(self, method: _Method | None, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        headers: dict[str, list[str]] = {}
+        for key, value in context.invocation_metadata() or ():
+            if isinstance(value, str):
+                headers.setdefault(key, []).append(value)
+        caller.begin(
+            Caller(role=None, source_ip=_ip_of(context.peer())),
+            request_id=_request_id(headers),
+            idempotency_key=None,
+            timeout=context.time_remaining(),
+        )
+        who = await self._identify(headers, context.peer(), method)
+        caller.begin(
+            who,
+            request_id=caller.request_id(),
+            idempotency_key=_printable(headers, "idempotency-key"),
+            timeout=_least(caller.remaining(), _gateway_timeout(headers, who)),
+        )
+        tenant_id = request.tenant_id if method is not None and method.names_tenant else None
+        access.authorise(method.rule if method else None, who, tenant_id, onboarding_open=self._onboarding_open)
+        if method is not None and method.checked:
+            self._validate(request)
+
+    async def _identify(self, headers: Headers, address: str, method: _Method | None) -> Caller:
+        tokens = headers.get("x-peer-token", [])
+        if tokens:
+            peer = self._peers.name_of(tokens[0]) if len(tokens) == 1 else None
+            if peer is None:
+                raise Unauthenticated("PEER_UNKNOWN", "The peer token is not known here.")
+            if peer == access.GATEWAY:
+                return _vouched(headers, address)
+            return Caller(None, peer=peer, source_ip=_ip_of(address))
+        if self._internal:
+            raise Unauthenticated("PEER_UNKNOWN", "This port is for the platform's own processes.")
+        keys = headers.get("x-api-key", [])
+        if not keys and self._onboarding_open and method is not None and method.rule.role == Role.ONBOARDER:
+            who = Caller(Role.ONBOARDER)
+        elif len(keys) != 1 or not keys[0]:
+            raise Unauthenticated("API_KEY_MISSING", "Send exactly one API key in the x-api-key header.")
+        else:
+            who = await self._authenticate(keys[0])
+        return Caller(
+            who.role,
+            tenant_id=who.tenant_id,
+            key_id=who.key_id,
+            user_id=_printable(headers, "x-user-id"),
+            source_ip=_ip_of(address),
+        )
+
+    def _validate(self, request: Message) -> None:
+        found = self._validator.collect_violations(request)
+        if not found:
+            return
+        fields = [FieldViolation(_path(violation.proto), _text(violation.proto)) for violation in found]
+        listed = "; ".join(": ".join(filter(None, (field.field, field.description))) for field in fields)
+        raise InvalidArgument("REQUEST_INVALID", listed, field_violations=fields)
+
+    def _cancelled(self, exc: asyncio.CancelledError, outcome: _Outcome) -> BaseException:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # The client left, its deadline passed, or the server stops: nobody is there to be answered.
+            outcome.code = "DEADLINE_EXCEEDED" if caller.remaining() == 0 else "CANCELLED"
+            raise exc
+        # Something the handler waited for was cancelled. Raised on, it would leave the client waiting for ever.
+        return self._failed(Unavailable("INTERRUPTED", "The work was interrupted. Try again."), outcome, exc)
+
+    def _failed(self, exc: Exception, outcome: _Outcome, cause: BaseException | None = None) -> BaseException:
+        error = grpc_errors.public(exc)
+        outcome.code, outcome.reason = error.kind, error.reason
+        if isinstance(error, Internal | Unavailable) or not isinstance(exc, Error):
+            outcome.cause = cause or exc
+        return exc
+
+
+def _vouched(headers: Headers, address: str) -> Caller:
+    """Returns the caller the gateway vouches for."""
+    try:
+        role = Role(_single(headers, "x-role"))
+    except ValueError:
+        raise Unauthenticated("API_KEY_MISSING", "Send an API key in the x-api-key header.") from None
+    forwarded = ",".join(headers.get("x-forwarded-for", ()))
+    return Caller(
+        role,
+        tenant_id=_single(headers, "x-tenant-id"),
+        key_id=_single(headers, "x-key-id"),
+        user_id=_printable(headers, "x-user-id"),
+        peer=access.GATEWAY,
+        # The gateway appends the address it saw itself; what stands before it is the client's claim.
+        source_ip=forwarded.rpartition(",")[2].strip() or _ip_of(address),
+    )
+
+
+def _single(headers: Headers, name: str) -> str:
+    values = headers.get(name, [])
+    return values[0] if len(values) == 1 else ""
+
+
+def _printable(headers: Headers, name: str) -> str | None:
+    values = [value for value in headers.get(name, ()) if value]
+    if not values:
+        return None
+    if len(values) > 1 or len(values[0]) > _MAX_HEADER or not values[0].isprintable():
+        text = f"must be one value of at most {_MAX_HEADER} printable characters"
+        raise InvalidArgument("HEADER_INVALID", f"{name} {text}.", field_violations=[FieldViolation(name, text)])
+    return values[0]
+
+
+def _request_id(headers: Headers) -> str:
+    given = _single(headers, "x-request-id")
+    return given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+
+
+def _gateway_timeout(headers: Headers, who: Caller) -> float | None:
+    """Returns the seconds of the gateway's route timeout, which gRPC's own deadline does not show."""
+    value = _single(headers, "x-envoy-expected-rq-timeout-ms")
+    return int(value) / 1_000 if who.peer == access.GATEWAY and value.isascii() and value.isdigit() else None
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    return min((value for value in (one, other) if value is not None), default=None)
+
+
+def _ip_of(address: str) -> str:
+    """Returns the IP of gRPC's peer text: ``ipv4:127.0.0.1:5`` or ``ipv6:%5B::1%5D:5``."""
+    kind, _, rest = address.partition(":")
+    host = rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
+    return host.replace("%5B", "").replace("%5D", "").strip("[]")
+
+
+def _path(violation: Any) -> str:
+    path = ""
+    for element in violation.field.elements if violation.has_field("field") else ():
+        path += ("." if path else "") + element.field_name
+        if element.subscript is not None:
+            value = element.subscript.value
+            path += f'["{value}"]' if isinstance(value, str) else f"[{value}]"
+    return path
+
+
+def _text(violation: Any) -> str:
+    text: str = violation.message or violation.rule_id or "is invalid"
+    return text
+
+
+async def _answer(failure: BaseException, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    metadata = grpc_errors.trailers(failure)
+    request_id = caller.request_id()
+    if request_id and caller.current().peer != access.GATEWAY:
+        metadata = (*metadata, ("x-request-id", request_id))
+    await context.abort(grpc_errors.code_of(failure), grpc_errors.to_status(failure).message, metadata)
+
+
+def _report(outcome: _Outcome) -> None:
+    who = caller.current()
+    fields: dict[str, Any] = {
+        "method": outcome.method,
+        "code": outcome.code,
+        "ms": round((time.perf_counter() - outcome.started) * 1_000, 1),
+        "tenant_id": who.tenant_id,
+        "peer": who.peer,
+        "key_id": who.key_id,
+    }
+    if outcome.reason:
+        fields["reason"] = outcome.reason
+    if outcome.cause is None:
+        _log.info("call", **fields)
+    elif outcome.code == Unavailable.kind:
+        _log.warning("call", **fields, exc_info=outcome.cause)
+    else:
+        _log.error("call", **fields, exc_info=outcome.cause)
+
+
+def check_behaviours(service: str, handlers: Mapping[str, Handler]) -> None:
+    """Raises ``ValueError`` for a method that is not a coroutine (or, for streams, an async generator) function.
+
+    gRPC would run it in a thread, outside of the context the interceptor has made.
+    """
+    for name, handler in handlers.items():
+        unary, stream = handler.unary_unary, handler.unary_stream
+        if not (unary and inspect.iscoroutinefunction(unary)) and not (stream and inspect.isasyncgenfunction(stream)):
+            raise ValueError(f"{service}/{name} must be a coroutine function, or an async generator if it streams")
