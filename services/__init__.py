@@ -1,0 +1,1 @@
+"""The four services; each folder is one bounded context and imports no other."""
