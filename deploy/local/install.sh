@@ -17,7 +17,7 @@ find_uv() {
     for python in python3.13 python3 python /usr/bin/python3 /usr/local/bin/python3 \
         "$HOME"/.pyenv/versions/3.*/bin/python3; do
         if "$python" -m pip --version >/dev/null 2>&1 &&
-            "$python" -m pip install --quiet --upgrade --target .uv uv >&2; then
+            "$python" -m pip install --quiet --root-user-action=ignore --upgrade --target .uv uv >&2; then
             echo "$PWD/.uv/bin/uv"
             return
         fi
