@@ -27,7 +27,7 @@ SERVICES = ("tenant", "credential", "pipeline_executor", "scheduler")
 PEERS = ("gateway", *SERVICES, "cron")
 CUSTOMER_PROJECT = "sample-customer"
 DEFAULT_ADMIN_API_KEY = "local-development-admin-key"
-# Below the range that the system hands out to outgoing connections, so that a port stays ours while its process restarts.
+# Below the range of outgoing connections, so that a port stays ours while its process restarts.
 _PORTS = range(20_000, 32_000)
 
 
@@ -78,7 +78,7 @@ class Folder:
 
 
 def environment() -> dict[str, str]:
-    """Returns the caller's environment over the ``.env`` file's, as the services read them; empty values do not count."""
+    """Returns the caller's environment over the ``.env`` file's, as services read them; empty values do not count."""
     written = {name: value for name, value in dotenv_values(ROOT / ".env").items() if value}
     return {**written, **{name: value for name, value in os.environ.items() if value}}
 
@@ -101,7 +101,7 @@ class Ports:
         """Checks that the gateway's port is free and finds free ones for the rest. Raises ``StackError``."""
         if not is_free(gateway):
             raise StackError(
-                f"port {gateway} is taken by another program. Stop it, or choose another port: PORT={gateway + 1} make up"
+                f"port {gateway} is taken by another program; stop it, or choose another: PORT={gateway + 1} make up"
             )
         candidates = [port for port in random.sample(_PORTS, 400) if port != gateway and is_free(port)]
         take = iter(candidates).__next__

@@ -1,7 +1,8 @@
-"""Processes as the local stack knows them: started with a log, told from a stranger that got their pid, stopped for sure."""
+"""The local stack's processes: started with a log, told from a stranger with the same pid, stopped for sure."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -35,10 +36,8 @@ class Identity:
     def send(self, signum: int) -> None:
         """Sends a signal to exactly this process; does nothing once it has ended."""
         if self.alive():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
-            except ProcessLookupError:
-                pass
 
 
 def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -52,7 +51,7 @@ def start(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Pat
             stdout=out,
             stderr=out,
             # Safe here: the supervisor has one thread and loads no gRPC.
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
         )
 
 

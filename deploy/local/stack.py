@@ -157,14 +157,15 @@ def welcome(stack: dict[str, Any]) -> str:
     """What to do with a stack that is ready."""
     rest = stack["rest"]
     return f"""REST and gRPC   {rest}   (documentation: {rest}/docs)
-BigQuery        {stack["bigquery_rest"]}   (project {stack["project_id"]}; sample customer {stack["customer_project_id"]})
+BigQuery        {stack["bigquery_rest"]}   (project {stack["project_id"]}, customer {stack["customer_project_id"]})
 admin key       {stack["admin_api_key"]}
 for tools       {Path(stack["data_dir"]) / "stack.json"}
 logs            {stack["logs_dir"]}
 
 Try:
   curl -s {rest}/api/v1/tenants/onboard -H 'Content-Type: application/json' \\
-    -d '{{"tenant_id":"test_001","company_name":"Test Corp","admin_email":"test@test.com","subscription_plan":"PROFESSIONAL"}}'"""
+    -d '{{"tenant_id":"test_001","company_name":"Test Corp","admin_email":"test@test.com",
+         "subscription_plan":"PROFESSIONAL"}}'"""
 
 
 def say(line: str) -> None:

@@ -1,7 +1,7 @@
 """The supervisor of a local stack: starts everything in order, restarts what dies, stops exactly what it started.
 
-``deploy.local.stack`` runs it detached (``up``) or in the foreground (``run``). It has one thread, because a process that
-asks to end with its parent ends with the thread that started it, and loads no gRPC, because it forks.
+``deploy.local.stack`` runs it detached (``up``) or in the foreground (``run``). It has one thread, because a process
+that asks to end with its parent ends with the thread that started it, and loads no gRPC, because it forks.
 """
 
 from __future__ import annotations
