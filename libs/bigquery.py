@@ -69,6 +69,8 @@ _TRANSIENT = (
 )
 _LABEL = re.compile(r"[^a-z0-9_-]")
 _HTTP_SECONDS = 20.0
+# None switches the client's own retries off; its annotations leave that out.
+_NO_RETRY: Any = None
 _RETRY: Retry = bigquery.DEFAULT_RETRY.with_timeout(_HTTP_SECONDS)
 
 
@@ -204,7 +206,7 @@ def connect(settings: ServiceSettings, *, max_workers: int = 16) -> Warehouse:
     """The warehouse that a process's settings name; credentials from their key file, or the workload's own."""
     credentials = None
     if settings.google_application_credentials is not None and settings.bigquery_endpoint is None:
-        credentials, _ = google.auth.load_credentials_from_file(
+        credentials, _ = google.auth.load_credentials_from_file(  # type: ignore[no-untyped-call]
             str(settings.google_application_credentials), scopes=["https://www.googleapis.com/auth/cloud-platform"]
         )
     client = build_client(
@@ -314,6 +316,14 @@ def _label(text: str) -> str:
     return _LABEL.sub("_", text.lower())[:63]
 
 
+class _JobFailed(Exception):
+    """The job is DONE, changed nothing and its id is spent."""
+
+    def __init__(self, error: errors.Error) -> None:
+        super().__init__(error.reason)
+        self.error = error
+
+
 @dataclass(slots=True)
 class _Deadline:
     seconds: float
@@ -357,13 +367,15 @@ class Warehouse:
     def close(self) -> None:
         """Waits for no one: statements in flight go on at the server."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self.client.close()
+        self.client.close()  # type: ignore[no-untyped-call]
 
     async def run[**P, T](self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a blocking call of the client library on the pool, its failures turned into domain errors."""
         work = functools.partial(call, *args, **kwargs)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except _JobFailed:
+            raise
         except Exception as exc:
             raise to_domain_error(exc, getattr(call, "__name__", "call")) from exc
 
@@ -395,9 +407,10 @@ class Warehouse:
     ) -> int:
         """Runs one DML statement and returns the rows it affected; the same ``job_id`` twice is done once.
 
-        A lost reply is looked up by job id before anything is decided. Raises ``Aborted(STORE_CONFLICT)`` after
-        ``conflict_retries`` more tries (a conflict changed nothing, so each try has a fresh id) and ``Ambiguous`` if
-        the outcome is still unknown at ``timeout``.
+        A lost reply is looked up by job id before anything is decided. A job that failed in a conflict or by chance
+        changed nothing and is tried ``conflict_retries`` more times, each under an id of its own derived from
+        ``job_id``; then ``Aborted(STORE_CONFLICT)`` or ``Unavailable``. ``Ambiguous`` if the outcome is still unknown
+        at ``timeout``.
         """
         result = await self._write(sql, dataset, params, job_id, labels, timeout, conflict_retries)
         return int(result.num_dml_affected_rows or 0)
@@ -437,9 +450,9 @@ class Warehouse:
             try:
                 start = functools.partial(self._begin, sql, config, own_id)
                 return await self.run(self._settle, sql.name, own_id, start, deadline)
-            except errors.Aborted as exc:
-                if exc.reason != "STORE_CONFLICT" or attempt == conflict_retries or deadline.left() <= 0:
-                    raise
+            except _JobFailed as failed:
+                if attempt == conflict_retries or deadline.left() <= 0:
+                    raise failed.error from failed.__cause__
             await asyncio.sleep(random.uniform(0, min(2.0, 0.1 * 2**attempt)))
         raise AssertionError("unreachable")
 
@@ -477,8 +490,8 @@ class Warehouse:
                     job_config=config,
                     api_timeout=deadline.http(),
                     wait_timeout=max(1.0, deadline.left()),
-                    retry=None,
-                    job_retry=None,
+                    retry=_NO_RETRY,
+                    job_retry=_NO_RETRY,
                 )
                 return _dicts(rows)
             except Exception as exc:
@@ -491,7 +504,7 @@ class Warehouse:
     def _begin(self, sql: Sql, config: bigquery.QueryJobConfig, job_id: str, deadline: _Deadline) -> bigquery.QueryJob:
         self._count(sql.name)
         return self.client.query(
-            sql.text, job_config=config, job_id=job_id, retry=None, job_retry=None, timeout=deadline.http()
+            sql.text, job_config=config, job_id=job_id, retry=_NO_RETRY, job_retry=_NO_RETRY, timeout=deadline.http()
         )
 
     def _settle(self, what: str, job_id: str, start: Callable[[_Deadline], Any], deadline: _Deadline) -> Any:
@@ -504,10 +517,12 @@ class Warehouse:
                     try:
                         job = start(deadline)
                     except api.Conflict:
-                        job = self.client.get_job(job_id, retry=None, timeout=deadline.http())
-                return job.result(retry=None, timeout=max(0.5, deadline.left()), **_no_job_retry(job))
-            except _TRANSIENT as exc:
+                        job = self.client.get_job(job_id, retry=_NO_RETRY, timeout=deadline.http())
+                return job.result(retry=_NO_RETRY, timeout=max(0.5, deadline.left()), **_no_job_retry(job))
+            except Exception as exc:
                 if job is not None and job.state == "DONE" and job.error_result:
+                    raise _failed(to_domain_error(exc, what)) from exc
+                if not isinstance(exc, _TRANSIENT):
                     raise to_domain_error(exc, what) from exc
                 if deadline.left() <= pause:
                     raise errors.Ambiguous(
@@ -517,14 +532,12 @@ class Warehouse:
                         job_id=job_id,
                     ) from exc
                 job = self._find(job_id, deadline)
-            except Exception as exc:
-                raise to_domain_error(exc, what) from exc
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(2.0, pause * 2)
 
     def _find(self, job_id: str, deadline: _Deadline) -> Any:
         try:
-            return self.client.get_job(job_id, retry=None, timeout=deadline.http())
+            return self.client.get_job(job_id, retry=_NO_RETRY, timeout=deadline.http())
         except (api.NotFound, *_TRANSIENT):
             return None
 
@@ -539,7 +552,7 @@ class Warehouse:
         wanted.location = self.client.location
         wanted.labels = dict(labels or {})
         try:
-            made = await self.run(self.client.create_dataset, wanted, retry=None, timeout=_HTTP_SECONDS)
+            made = await self.run(self.client.create_dataset, wanted, retry=_NO_RETRY, timeout=_HTTP_SECONDS)
         except errors.Error as exc:
             if isinstance(exc.__cause__, api.Conflict):
                 raise errors.AlreadyExists("DATASET_EXISTS", "The dataset exists already.") from exc.__cause__
@@ -562,7 +575,9 @@ class Warehouse:
         changed._properties["etag"] = etag
         changed._properties["labels"] = dict(labels)
         try:
-            made = await self.run(self.client.update_dataset, changed, ["labels"], retry=None, timeout=_HTTP_SECONDS)
+            made = await self.run(
+                self.client.update_dataset, changed, ["labels"], retry=_NO_RETRY, timeout=_HTTP_SECONDS
+            )
         except errors.Error as exc:
             if isinstance(exc.__cause__, api.PreconditionFailed):
                 raise errors.Aborted("DATASET_CHANGED", "The dataset changed meanwhile.") from exc.__cause__
@@ -647,7 +662,7 @@ class Warehouse:
         The same ``job_id`` twice is done once. ``truncate`` replaces what the table held.
         """
         fields = schema.fields if isinstance(schema, TableSchema) else schema
-        parquet = bigquery.ParquetOptions()
+        parquet = bigquery.ParquetOptions()  # type: ignore[no-untyped-call]
         parquet.enable_list_inference = True
         config = bigquery.LoadJobConfig(
             source_format=bigquery.SourceFormat.PARQUET,
@@ -681,8 +696,14 @@ class Warehouse:
         return owner.table(ref.table)
 
 
+def _failed(error: errors.Error) -> Exception:
+    """A job that failed by chance may be run again under another id; any other failure is final."""
+    again = isinstance(error, errors.Unavailable) or is_conflict(error)
+    return _JobFailed(error) if again else error
+
+
 def _no_job_retry(job: Any) -> dict[str, Any]:
-    return {"job_retry": None} if isinstance(job, bigquery.QueryJob) else {}
+    return {"job_retry": _NO_RETRY} if isinstance(job, bigquery.QueryJob) else {}
 
 
 def _dicts(rows: Iterable[Any]) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ class Ledger[R, Q, A]:
         self._table = table
         self._decide = decide
         self._now = now
-        self._group = _Group[_Ask[Q, A]](self._round, max_items=max_rows, key=lambda ask: ask.key, pause=pause)
+        self._group = _Group[_Ask[Q, A], A](self._round, max_items=max_rows, key=lambda ask: ask.key, pause=pause)
         self._deadline = deadline
 
     async def ask(self, key: str, request: Q, *, deadline: timedelta | None = None) -> A:
@@ -91,6 +91,7 @@ class Ledger[R, Q, A]:
         answers: list[tuple[_Ask[Q, A], A | errors.Error]] = []
         for ask in asks:
             before = changed.get(ask.key, rows.get(ask.key))
+            answer: A | errors.Error
             try:
                 after, answer = self._decide(before, ask.request, self._now())
             except errors.Error as refusal:
@@ -110,13 +111,16 @@ class Ledger[R, Q, A]:
             ask.sent = True
         if not await self._table.replace(list(changed.values())):
             return False
-        for ask, answer in answers:
-            ask.settle(answer)
+        for ask, settled in answers:
+            ask.settle(settled)
         return True
 
 
 type Insert[R] = Callable[[Sequence[R], str], Awaitable[None]]
-"""(rows, batch id); after an unknown outcome it is called again with the same rows and the same id."""
+"""(rows, batch id); called again with the same rows and the same id until the outcome is known.
+
+``Aborted`` says that nothing was written and the id is spent: the next call has another.
+"""
 
 
 class Appender[R]:
@@ -131,7 +135,7 @@ class Appender[R]:
         deadline: timedelta = timedelta(seconds=15),
     ) -> None:
         self._insert = insert
-        self._group = _Group[_Append[R]](self._round, max_items=max_rows, key=None, pause=pause)
+        self._group = _Group[_Append[R], None](self._round, max_items=max_rows, key=None, pause=pause)
         self._deadline = deadline
         self._unsettled: tuple[list[_Append[R]], str] | None = None
 
@@ -155,19 +159,17 @@ class Appender[R]:
         answer: errors.Error | None = None
         try:
             await self._insert([append.row for append in batch], batch_id)
-        except errors.Ambiguous:
-            if all(append.waiter.done() for append in batch):
-                self._unsettled = None
+        except errors.Aborted:
+            self._unsettled = None
             return False
         except errors.Error as failure:
-            if failure.retryable or isinstance(failure, errors.Aborted):
-                self._unsettled = None
+            if failure.retryable and not all(append.waiter.done() for append in batch):
                 return False
             answer = failure
         self._unsettled = None
         for append in batch:
             append.settle(answer)
-        return True
+        return answer is None or not answer.retryable
 
 
 @dataclass(eq=False, slots=True)
@@ -205,7 +207,7 @@ class _Append[R](_Waiting[None]):
         self.row = row
 
 
-class _Group[W: _Waiting[Any]]:
+class _Group[W: _Waiting[Any], A]:
     """Runs rounds one at a time over whoever waits, until nobody does.
 
     A round settles the items it can; those left unsettled take part in the next one, after a jittered pause. A
@@ -227,13 +229,14 @@ class _Group[W: _Waiting[Any]]:
         self._waiting: list[W] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def join(self, item: W, deadline: timedelta) -> Any:
+    async def join(self, item: W, deadline: timedelta) -> A:
         self._waiting.append(item)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         try:
             async with asyncio.timeout(deadline.total_seconds()):
-                return await item.waiter
+                answer: A = await item.waiter
+                return answer
         except TimeoutError:
             raise _late(item) from None
 

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 _EXTENSIONS = ("icu", "ducklake", "spatial")
 
@@ -127,7 +128,7 @@ def patch() -> None:
         setattr(module, name, _one_at_a_time(getattr(module, name), lock))
 
 
-def _result_table(database, table_id: str) -> list[tuple[str, str, int]]:  # type: ignore[no-untyped-def]
+def _result_table(database: Any, table_id: str) -> list[tuple[str, str, int]]:
     import duckdb
 
     name = database.quote("emulator", "_results", table_id)
@@ -138,8 +139,8 @@ def _result_table(database, table_id: str) -> list[tuple[str, str, int]]:  # typ
     return [(table_id, "TABLE", count)]
 
 
-def _one_at_a_time(function, lock):  # type: ignore[no-untyped-def]
-    def locked(*args, **kwargs):  # type: ignore[no-untyped-def]
+def _one_at_a_time[**P, T](function: Callable[P, T], lock: threading.RLock) -> Callable[P, T]:
+    def locked(*args: P.args, **kwargs: P.kwargs) -> T:
         with lock:
             return function(*args, **kwargs)
 
