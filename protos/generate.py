@@ -43,7 +43,7 @@ def _validate_descriptors(folder: Path) -> Path:
 
 def run_protoc(*arguments: str) -> None:
     """Runs protoc over our import path; raises ``SystemExit`` if it fails."""
-    import google  # noqa: PLC0415  a namespace package: its paths hold google/api and google/rpc
+    import google  # a namespace package: its paths hold google/api and google/rpc
 
     include = [str(Path(path).parent) for path in google.__path__]
     include.append(str(importlib.resources.files("grpc_tools") / "_proto"))
@@ -62,13 +62,19 @@ def run_protoc(*arguments: str) -> None:
 def generate(target: Path) -> None:
     """Writes the Python modules of all contracts into ``target``."""
     target.mkdir(parents=True, exist_ok=True)
+    # The plugins lie beside this interpreter, which need not be on PATH.
+    plugins = [
+        f"--plugin={name}={Path(sys.executable).parent / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+    ]
     run_protoc(
+        *plugins,
         f"--python_out={target}",
         f"--mypy_out=quiet:{target}",
         *sources(),
         VALIDATE,
     )
     run_protoc(
+        *plugins,
         f"--grpc_python_out={target}",
         f"--mypy_grpc_out=quiet,only_async:{target}",
         *(name for name in sources() if "/access/" not in name),
