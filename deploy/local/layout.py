@@ -22,11 +22,13 @@ from dotenv import dotenv_values
 from libs.settings import write_peer_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "protos" / "gen")])
 HOST = "127.0.0.1"
 SERVICES = ("tenant", "credential", "pipeline_executor", "scheduler")
 PEERS = ("gateway", *SERVICES, "cron")
 CUSTOMER_PROJECT = "sample-customer"
 DEFAULT_ADMIN_API_KEY = "local-development-admin-key"
+DEFAULT_CORS_ORIGINS = '["http://localhost:3000"]'
 # Below the range of outgoing connections, so that a port stays ours while its process restarts.
 _PORTS = range(20_000, 32_000)
 
@@ -88,7 +90,6 @@ class Ports:
     """Every port of one stack; fixed while it runs."""
 
     gateway: int
-    envoy_admin: int
     bigquery_rest: int
     bigquery_grpc: int
     kms: int
@@ -107,7 +108,6 @@ class Ports:
         take = iter(candidates).__next__
         return cls(
             gateway=gateway,
-            envoy_admin=take(),
             bigquery_rest=take(),
             bigquery_grpc=take(),
             kms=take(),
@@ -193,7 +193,7 @@ class Layout:
         """What a tool needs to work on this stack's warehouse and key service as a service of it would."""
         return {
             **{name: value for name, value in self.given.items() if name != "PYTHONPATH"},
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos' / 'gen'}",
+            "PYTHONPATH": PYTHONPATH,
             "PYTHONUNBUFFERED": "1",
             "GCP_PROJECT_ID": self.project_id,
             "CONVERGENCE_ENVIRONMENT": "local",
@@ -211,7 +211,7 @@ class Layout:
             "PORT": str(self.ports.gateway),
             "ADMIN_API_KEY": self.admin_api_key,
             "ONBOARDING": self.given.get("ONBOARDING", "open"),
-            "CORS_ORIGINS": self.given.get("CORS_ORIGINS", '["http://localhost:3000"]'),
+            "CORS_ORIGINS": self.given.get("CORS_ORIGINS", DEFAULT_CORS_ORIGINS),
             "CONVERGENCE_LISTEN": f"{HOST}:{self.ports.public[service]}",
             "CONVERGENCE_INTERNAL_LISTEN": f"{HOST}:{self.ports.internal[service]}",
             "CONVERGENCE_REFLECTION": self.given.get("CONVERGENCE_REFLECTION", "true"),
@@ -235,6 +235,30 @@ class Layout:
         """The stand-in for Cloud KMS."""
         command = [sys.executable, "-m", "deploy.local.kms", "--listen", f"{HOST}:{self.ports.kms}"]
         return [*command, "--key-file", str(self.folder.path / "kms" / "keys.json"), "--create-key", self.kms_key]
+
+    def gateway_command(self) -> list[str]:
+        """Envoy, with the configuration and descriptors this writes for it."""
+        from deploy.envoy import descriptors, render
+
+        folder = self.folder.path / "gateway"
+        folder.mkdir(exist_ok=True)
+        descriptors.write(folder / "contracts.binpb")
+        config = folder / "envoy.yaml"
+        try:
+            origins = json.loads(self.given.get("CORS_ORIGINS", DEFAULT_CORS_ORIGINS))
+        except ValueError:
+            origins = []  # the services say what is wrong with it, and do not start
+        public = {name: f"{HOST}:{port}" for name, port in self.ports.public.items()}
+        gateway = render.Gateway(
+            listen=f"{HOST}:{self.ports.gateway}",
+            authz=f"{HOST}:{self.ports.authz}",
+            token_file=self.folder.peers / "gateway.token",
+            descriptors=folder / "contracts.binpb",
+            cors_origins=origins,
+            **public,
+        )
+        config.write_text(render.render(gateway))
+        return render.command(config)
 
     def describe(self) -> dict[str, Any]:
         """What ``stack.json`` says, but for the processes."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.local import processes
-from deploy.local.layout import ROOT, Folder, StackError, environment
+from deploy.local.layout import PYTHONPATH, ROOT, Folder, StackError, environment
 from deploy.local.processes import Identity
 from deploy.local.supervisor import clean, locked, supervise
 
@@ -66,7 +66,7 @@ def up(folder: Folder) -> int:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "deploy.local.stack", "run"],
             cwd=ROOT,
-            env={**os.environ, "DATA_DIR": str(folder.path), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "DATA_DIR": str(folder.path), "PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -106,8 +106,7 @@ class Supervisor:
             self._until(f"{service} listens", lambda port=port: _listens(port), service)  # type: ignore[misc]
 
         self.say("starting the gateway")
-        command, env = layout.gateway()
-        self._add("gateway", command, env)
+        self._add("gateway", layout.gateway_command(), tools)
         health = f"http://{HOST}:{ports.gateway}/health"
         self._until("the gateway says that all is healthy", lambda: _http_ok(health), "gateway")
         self.ready = True
