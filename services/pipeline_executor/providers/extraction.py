@@ -1,0 +1,70 @@
+"""What an extractor is asked for and what it leaves: typed files on disk, and totals found by another way.
+
+The totals come from a query of their own in the source, never from the rows that were read: the quality checks
+compare the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from google.cloud.bigquery import SchemaField
+
+from services.pipeline_executor.run_context import Secret, SourceEndpoints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractRequest:
+    """Which data set of the provider, for which UTC days (inclusive), from where, into which directory.
+
+    ``report(rows, bytes)`` takes the progress so far; it is called on the event loop.
+    """
+
+    dataset: str
+    start_date: date
+    end_date: date
+    source: Mapping[str, Any]
+    directory: Path
+    platform_project: str
+    endpoints: SourceEndpoints
+    report: Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extraction:
+    """Files of one schema, and what the source itself says should be in them.
+
+    ``started`` is when the source was looked at, by the source's own clock: of two extractions the one that started
+    later has seen more. ``totals`` is keyed by currency ("" where a row has none), then by measure.
+    """
+
+    files: tuple[Path, ...]
+    schema: tuple[SchemaField, ...]
+    rows: int
+    bytes: int
+    started: datetime
+    totals: Mapping[str, Mapping[str, Decimal]]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Extractor(Protocol):
+    """One provider's reader. Without state; may serve many runs at once."""
+
+    datasets: ClassVar[frozenset[str]]
+
+    def check_source(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The source with its fields checked; ``InvalidArgument(SOURCE_INVALID)`` names each bad one."""
+        ...
+
+    async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
+        """Reads the days into files; when cancelled, all its threads have ended before it returns.
+
+        Raises ``libs.errors``: ``FailedPrecondition`` for what the customer must mend (SOURCE_NOT_FOUND,
+        SOURCE_ACCESS_DENIED, CREDENTIAL_REJECTED, …), ``Unavailable`` for what another try may mend.
+        """
+        ...

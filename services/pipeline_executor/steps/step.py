@@ -1,0 +1,99 @@
+"""What every step type looks like to the engine, and what the engine hands to a step.
+
+A step may be tried again after any failure, so each try must start from nothing it left behind: new files, a
+staging table made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationInfo
+
+from libs.bigquery import Sql, TableRef
+from services.pipeline_executor.run_context import RunContext
+from services.pipeline_executor.steps.staging import Staging
+
+PACKAGE = "services.pipeline_executor"
+
+
+def _load_sql(value: object, info: ValidationInfo) -> Sql:
+    """Reads the file beside the template that names it; ``context["folder"]`` is the template's folder."""
+    if not isinstance(value, str) or not value.endswith(".sql") or not value.removesuffix(".sql").isidentifier():
+        raise ValueError("must be the name of a .sql file beside the template")
+    folder = (info.context or {}).get("folder", "")
+    try:
+        return Sql.load(PACKAGE, f"{folder}/{value}")
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {folder}/{value}") from None
+
+
+type SqlFile = Annotated[Sql, PlainValidator(_load_sql)]
+
+
+class StepConfig(BaseModel):
+    """Base of all steps' configs: strict, immutable, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def inputs(self) -> Mapping[str, type]:
+        """Names of the steps whose output this step reads, and what it expects of each."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class StagedTable:
+    """A staging table that a step has filled."""
+
+    ref: TableRef
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a finished step moved, and what later steps may read; ``no_data`` ends the run with nothing published."""
+
+    rows: int | None = None
+    bytes: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    output: object = None
+    no_data: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepContext:
+    """One try of one step: the run, the outputs of the steps before it, the staging area and a progress hook.
+
+    ``report(rows, bytes)`` says how far a long step has come; it is cheap and may be called often, on the loop only.
+    """
+
+    run: RunContext
+    provider: str
+    domain: str
+    template: str
+    step_name: str
+    outputs: Mapping[str, object]
+    staging: Staging
+    report: Callable[[int, int], None]
+
+    def output[T](self, step: str, kind: type[T]) -> T:
+        """What an earlier step left; its type was checked when the template was loaded."""
+        value = self.outputs[step]
+        if not isinstance(value, kind):
+            raise TypeError(f"step {step} left {type(value).__name__}, not {kind.__name__}")
+        return value
+
+
+class Step(Protocol):
+    """One step type. ``output`` is what it leaves for later steps (None: nothing)."""
+
+    Config: ClassVar[type[StepConfig]]
+    output: ClassVar[type | None]
+
+    def __init__(self, config: Any) -> None: ...
+
+    async def run(self, context: StepContext) -> StepResult:
+        """Does the work of one try; raises ``libs.errors`` only, whose kind says whether another try may help."""
+        ...
