@@ -245,15 +245,14 @@ def _vouched(headers: Headers, address: str) -> Caller:
         role = Role(_single(headers, "x-role"))
     except ValueError:
         raise Unauthenticated("API_KEY_MISSING", "Send an API key in the x-api-key header.") from None
-    forwarded = ",".join(headers.get("x-forwarded-for", ()))
     return Caller(
         role,
         tenant_id=_single(headers, "x-tenant-id"),
         key_id=_single(headers, "x-key-id"),
         user_id=_printable(headers, "x-user-id"),
         peer=access.GATEWAY,
-        # The gateway appends the address it saw itself; what stands before it is the client's claim.
-        source_ip=forwarded.rpartition(",")[2].strip() or _ip_of(address),
+        # Set by the gateway from the hops it trusts; x-forwarded-for begins with what the client claims.
+        source_ip=_single(headers, "x-envoy-external-address") or _ip_of(address),
     )
 
 

@@ -1,0 +1,1 @@
+"""The gateway: Envoy's configuration as text, how it is filled in, and the contract it transcodes by."""

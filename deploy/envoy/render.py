@@ -1,0 +1,222 @@
+"""Fills in the gateway's configuration: ``envoy.yaml`` plus addresses, origins and file names gives what Envoy reads.
+
+The local stack calls ``render``; a container runs ``python -m deploy.envoy.render``. Every value enters as JSON, so none can
+change the structure. The result holds no secret: Envoy itself reads the gateway's peer token from its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+# What Envoy itself answers: HTTP status, gRPC code, text. `%LOCAL_REPLY_BODY%` is Envoy's own explanation of a bad request.
+_REPLIES = (
+    (400, 3, "%LOCAL_REPLY_BODY%"),
+    (403, 7, "Not allowed."),
+    (404, 5, "There is no such path."),
+    (405, 12, "This path does not take this method."),
+    (408, 4, "The request did not arrive in time."),
+    (413, 3, "The request body is too large."),
+    (429, 8, "Too many requests for this tenant. Slow down."),
+    (431, 3, "The request headers are too large."),
+    (500, 13, "Internal error. Quote the x-request-id when you report it."),
+    (502, 14, "The service did not answer. Try again."),
+    (503, 14, "The service did not answer. Try again."),
+    (504, 4, "The service did not answer in time."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """What differs between two gateways. Addresses are ``host:port``; the four services are their public ports."""
+
+    listen: str = "127.0.0.1:8080"
+    tenant: str
+    credential: str
+    pipeline_executor: str
+    scheduler: str
+    authz: str
+    token_file: Path
+    descriptors: Path
+    cors_origins: Sequence[str] = ()
+    docs: Path | None = None
+    openapi: Path | None = None
+    rate_burst: int = 200
+    rate_per_second: int = 100
+    max_body_bytes: int = 1_048_576
+    trusted_hops: int = 0
+
+
+def render(gateway: Gateway) -> str:
+    """Returns the configuration as YAML. Raises ``ValueError`` for an address that is not ``host:port``."""
+    text = importlib.resources.files(__package__).joinpath("envoy.yaml").read_text()
+    host, port = _split(gateway.listen)
+    values: dict[str, Any] = {
+        "listen_host": host,
+        "listen_port": port,
+        "descriptors": str(gateway.descriptors),
+        "token_file": str(gateway.token_file),
+        "cors_origins": [_origin(origin) for origin in gateway.cors_origins],
+        "local_replies": _local_replies(),
+        "rate_burst": gateway.rate_burst,
+        "rate_per_second": gateway.rate_per_second,
+        "max_body_bytes": gateway.max_body_bytes,
+        "trusted_hops": gateway.trusted_hops,
+    }
+    for name in ("tenant", "credential", "pipeline_executor", "scheduler", "authz"):
+        values[name] = _endpoint(name, getattr(gateway, name))
+    config = yaml.safe_load(Template(text).substitute({name: json.dumps(value) for name, value in values.items()}))
+    config = {name: section for name, section in config.items() if not name.startswith("x-")}
+    _routes(config)[:0] = _documents(gateway)
+    return yaml.dump(config, Dumper=_NoAliases, sort_keys=False, width=200)
+
+
+def command(config: Path, *, concurrency: int = 2) -> list[str]:
+    """Returns the command line of Envoy. It dies with the thread that starts it: start it from the main one."""
+    binary = Path(sys.executable).with_name("envoy")
+    return [
+        str(binary) if binary.exists() else "envoy",
+        *("--config-path", str(config)),
+        *("--concurrency", str(concurrency)),
+        *("--log-level", "warning"),
+        *("--drain-time-s", "5"),
+        "--disable-hot-restart",
+    ]
+
+
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _routes(config: dict[str, Any]) -> list[Any]:
+    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    routes: list[Any] = manager["route_config"]["virtual_hosts"][0]["routes"]
+    return routes
+
+
+def _documents(gateway: Gateway) -> list[dict[str, Any]]:
+    """The documentation's routes: the only ones that nobody is asked a key for."""
+    off = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+    as_it_is = {"envoy.filters.http.ext_authz": off, "envoy.filters.http.grpc_json_transcoder": off}
+    found = []
+    for path, file, kind in (
+        ("/docs", gateway.docs, "text/html; charset=utf-8"),
+        ("/openapi.json", gateway.openapi, "application/json"),
+    ):
+        if file is not None:
+            found.append(
+                {
+                    "match": {"path": path},
+                    "direct_response": {"status": 200, "body": {"filename": str(file)}},
+                    "response_headers_to_add": [
+                        {
+                            "header": {"key": "content-type", "value": kind},
+                            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                        }
+                    ],
+                    "typed_per_filter_config": as_it_is,
+                }
+            )
+    return found
+
+
+def _local_replies() -> dict[str, Any]:
+    """Envoy's own answers in the shape of every other error; native gRPC keeps Envoy's plain text."""
+    grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    native = {"header_filter": {"header": grpc}}
+    transcoded = {"header_filter": {"header": {"name": "x-envoy-original-path", "present_match": True}}}
+    json_caller = {
+        "or_filter": {
+            "filters": [
+                {"header_filter": {"header": {**grpc, "invert_match": True, "treat_missing_header_as_empty": True}}},
+                transcoded,
+            ]
+        }
+    }
+    mappers: list[dict[str, Any]] = [
+        {
+            "filter": _all(_status(status), json_caller),
+            "body_format_override": {
+                "json_format": {"code": code, "message": text, "details": []},
+                "content_type": "application/json",
+            },
+        }
+        for status, code, text in _REPLIES
+    ]
+    health = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": "/health"}}}}
+    mappers.insert(
+        0,
+        {
+            "filter": _all(_status(200), health),
+            "body_format_override": {"json_format": {"status": "SERVING"}, "content_type": "application/json"},
+        },
+    )
+    mappers.append(
+        {
+            "filter": _all(_status(401), native),
+            "body_format_override": {
+                "text_format_source": {"inline_string": "Send one valid API key in the x-api-key header."}
+            },
+        }
+    )
+    return {"mappers": mappers}
+
+
+def _all(*filters: dict[str, Any]) -> dict[str, Any]:
+    return {"and_filter": {"filters": list(filters)}}
+
+
+def _status(status: int) -> dict[str, Any]:
+    value = {"default_value": status, "runtime_key": f"gateway.reply.{status}"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"{address!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+def _endpoint(name: str, address: str) -> dict[str, Any]:
+    host, port = _split(address)
+    endpoint = {"address": {"socket_address": {"address": host, "port_value": port}}}
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]}
+
+
+def _origin(origin: str) -> dict[str, Any]:
+    return {"safe_regex": {"regex": ".*"}} if origin == "*" else {"exact": origin}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the configuration: ``python -m deploy.envoy.render --output envoy.yaml --tenant tenant:50051 …``."""
+    parser = argparse.ArgumentParser(description="write the gateway's configuration")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--listen", default="0.0.0.0:8080")
+    for name in ("tenant", "credential", "pipeline_executor", "scheduler", "authz"):
+        parser.add_argument("--" + name.replace("_", "-"), required=True, metavar="HOST:PORT")
+    for name in ("token-file", "descriptors"):
+        parser.add_argument("--" + name, type=Path, required=True)
+    for name in ("docs", "openapi"):
+        parser.add_argument("--" + name, type=Path)
+    parser.add_argument("--cors-origins", type=json.loads, default=[], help="JSON array")
+    parser.add_argument(
+        "--trusted-hops", type=int, default=0, help="proxies before the gateway that append to X-Forwarded-For"
+    )
+    arguments = vars(parser.parse_args(argv))
+    output: Path = arguments.pop("output")
+    output.write_text(render(Gateway(**arguments)))
+
+
+if __name__ == "__main__":
+    main()
