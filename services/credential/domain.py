@@ -321,7 +321,7 @@ class Credentials:
     ) -> Verdict:
         validator = self._validators.get(provider)
         if validator is None:
-            return Verdict(Status.PENDING, "This provider's credentials are not checked before their first use.")
+            return Verdict(Status.PENDING, "This provider's credentials are not checked before their first use.", False)
         try:
             async with asyncio.timeout(self._timeout):
                 return await validator.validate(kind, secret, source, cid if kind is Kind.ROLE else "")

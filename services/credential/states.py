@@ -130,11 +130,17 @@ class Credential:
     create_time: datetime
     update_time: datetime
     last_validated_time: datetime | None = None
+    """When the provider was asked last, whatever it said."""
 
     @property
     def current(self) -> SecretVersion:
         """The secret in force. Raises ``IndexError`` once it is destroyed."""
         return self.secrets[0]
+
+    @property
+    def number(self) -> int:
+        """The number of the secret in force; the last one's once it is destroyed."""
+        return self.secrets[0].number if self.secrets else self.last_number
 
     @property
     def expire_time(self) -> datetime | None:
@@ -169,10 +175,14 @@ def credential_id(tenant_id: str, provider: Provider, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a provider said: VALID, INVALID (a definite refusal), or PENDING (nobody can tell now), and why."""
+    """What a provider said: VALID, INVALID (a definite refusal), or PENDING (nobody can tell now), and why.
+
+    ``asked`` is False where nobody knows how to ask.
+    """
 
     status: Status
     reason: str = ""
+    asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +261,8 @@ def decide(row: Credential | None, change: Change, now: datetime) -> tuple[Crede
     """
     if row is None or row.tenant_id != change.tenant_id:
         raise not_found()
+    kept = tuple(s for s in row.secrets if s.destroy_time is None or s.destroy_time > now)
+    row = row if len(kept) == len(row.secrets) else replace(row, secrets=kept)
     match change:
         case Put():
             after = _put(row, change, now)
@@ -264,8 +276,6 @@ def decide(row: Credential | None, change: Change, now: datetime) -> tuple[Crede
             after = _rewrap(row, change)
         case Prune():
             after = row
-    kept = tuple(s for s in after.secrets if s.destroy_time is None or s.destroy_time > now)
-    after = after if len(kept) == len(after.secrets) else replace(after, secrets=kept)
     return after, after
 
 
@@ -334,7 +344,7 @@ def _put(row: Credential, put: Put, now: datetime) -> Credential:
         kind=put.kind,
         display=put.display,
         update_time=now,
-        last_validated_time=now if put.verdict.status is Status.VALID else None,
+        last_validated_time=now if put.verdict.asked else None,
     )
 
 
@@ -345,26 +355,26 @@ def _set_source(row: Credential, change: SetSource, now: datetime) -> Credential
         raise errors.Aborted("CREDENTIAL_CHANGED", "The credential was replaced meanwhile; try again.")
     if row.source == change.source and row.status is change.verdict.status:
         return row
-    valid = change.verdict.status is Status.VALID
     return replace(
         row,
         source=dict(change.source),
         status=change.verdict.status,
         status_reason=change.verdict.reason,
         update_time=now,
-        last_validated_time=now if valid else row.last_validated_time,
+        last_validated_time=now if change.verdict.asked else row.last_validated_time,
     )
 
 
 def _judge(row: Credential, change: Judge, now: datetime) -> Credential:
     """Records a verdict on what is still in force; a provider that could not be asked leaves the status alone."""
-    judged_before = row.last_validated_time is not None and row.last_validated_time >= change.time
-    if not row.secrets or row.current.version_id != change.version_id or row.source != change.source or judged_before:
+    if not row.secrets or row.current.version_id != change.version_id or row.source != change.source:
+        return row
+    if not change.verdict.asked or (row.last_validated_time is not None and row.last_validated_time > change.time):
         return row
     status, reason = change.verdict.status, change.verdict.reason
     if status is Status.PENDING:
-        keep = row.status is not Status.PENDING
-        return row if keep or row.status_reason == reason else replace(row, status_reason=reason)
+        reason = row.status_reason if row.status is Status.INVALID else reason
+        return replace(row, status_reason=reason, last_validated_time=change.time)
     before = row.secrets[1] if len(row.secrets) > 1 else None
     if status is Status.INVALID and not row.current.worked and before is not None and before.worked:
         return _roll_back(row, before, now)
