@@ -1,0 +1,19 @@
+"""One stack for all end-to-end tests of a session: our own, or the running one that ``CONVERGENCE_E2E_STACK`` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.stack import Stack, running
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A healthy stack that no test of this session harms."""
+    if named := Stack.of_environment():
+        yield named
+        return
+    with running(tmp_path_factory.mktemp("stack")) as own:
+        yield own
