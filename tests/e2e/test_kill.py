@@ -1,4 +1,4 @@
-"""kill -9 of any process in mid-run: the run is reported as what it is, its reservation frees itself, the next is right.
+"""kill -9 of any process in mid-run: the run says what it is, its reservation frees itself, the next run is right.
 
 On a stack of its own, whose supervisor starts again what was killed.
 """

@@ -1,4 +1,4 @@
-"""The local stack itself: one at a time in a folder, several beside each other, and nothing left over whatever happens."""
+"""The local stack itself: one at a time in a folder, several beside each other, nothing left over in the end."""
 
 from __future__ import annotations
 
