@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import threading
 import time
 import urllib.error
@@ -21,6 +22,25 @@ from types import FrameType
 from typing import Any
 
 _EXTENSIONS = ("icu", "ducklake", "spatial")
+_IN_DATASET = "JOIN lake.ducklake_schema AS s ON s.schema_id = o.schema_id AND s.end_snapshot IS NULL "
+_OBJECTS = (
+    "SELECT o.table_name, 'TABLE', coalesce(n.record_count, 0) FROM lake.ducklake_table AS o "
+    + _IN_DATASET
+    + "LEFT JOIN lake.ducklake_table_stats AS n ON n.table_id = o.table_id "
+    "WHERE o.end_snapshot IS NULL AND s.schema_name = $1 AND o.table_name = coalesce($2, o.table_name) "
+    "UNION ALL SELECT o.view_name, 'VIEW', 0 FROM lake.ducklake_view AS o "
+    + _IN_DATASET
+    + "WHERE o.end_snapshot IS NULL AND s.schema_name = $1 AND o.view_name = coalesce($2, o.view_name) ORDER BY 1"
+)
+_DATASET = "SELECT 1 FROM lake.ducklake_schema AS s WHERE s.end_snapshot IS NULL AND s.schema_name = $1"
+_COLUMNS = (
+    "FROM lake.ducklake_column AS c "
+    "JOIN lake.ducklake_table AS o ON o.table_id = c.table_id AND o.end_snapshot IS NULL "
+    + _IN_DATASET
+    + "WHERE c.end_snapshot IS NULL AND c.parent_column IS NULL AND s.schema_name = $1 AND o.table_name = $2 "
+)
+_REQUIRED = "SELECT c.column_name " + _COLUMNS + "AND NOT c.nulls_allowed"
+_HIDDEN = "SELECT 1 " + _COLUMNS + "AND c.column_name = $3"
 
 
 def main() -> None:
@@ -92,31 +112,75 @@ def wait_ready(rest: str, project: str, *, timeout: float = 30.0, running: Calla
 
 
 def patch() -> None:
-    """Replaces functions of the emulator in this process: faster catalog reads, and check-then-act made atomic."""
-    from local_bigquery.catalog import datasets, tables
-    from local_bigquery.engine import database
-    from local_bigquery.jobs import runner
+    """Replaces functions of the emulator in this process: cheaper catalog reads, and check-then-act made atomic.
 
-    original_objects = database.objects
+    The emulator looks names up in DuckDB's ``duckdb_tables()``, ``duckdb_columns()`` and ``duckdb_schemas()`` many
+    times a statement; each lists every table of every project. DuckLake has the same facts in small tables of its own.
+    """
+    # DuckDB tries to import pandas dozens of times a statement when it is not installed.
+    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+
+    import duckdb
+    from local_bigquery.catalog import datasets, tabledata, tables
+    from local_bigquery.engine import database, types
+    from local_bigquery.errors import not_found
+    from local_bigquery.jobs import runner, store
+    from local_bigquery.sql.rules import partitions
+
+    def lake(project_id: str, sql: str, params: list[str | None]) -> list[tuple[Any, ...]]:
+        try:
+            return database.fetch(
+                sql.replace("lake.", database.quote(f"__ducklake_metadata_{project_id}") + "."), params
+            )
+        except (duckdb.CatalogException, duckdb.BinderException):
+            return []  # no such project
+
+    def result_table(table_id: str) -> list[tuple[str, str, int]]:
+        try:
+            [(count,)] = database.fetch(f"SELECT count(*) FROM {database.quote('emulator', '_results', table_id)}")
+        except duckdb.CatalogException:
+            return []
+        return [(table_id, "TABLE", count)]
+
+    list_everything = database.objects
 
     def objects(project_id: str, dataset_id: str, table_id: str | None = None) -> list[tuple[str, str, int]]:
-        """Tables and views of a dataset from DuckLake's own tables, instead of a scan of every attached catalog."""
         if project_id == "emulator":
-            return _result_table(database, table_id) if table_id else original_objects(project_id, dataset_id)
-        lake = database.quote(f"__ducklake_metadata_{project_id}")
-        return database.fetch(
-            f"SELECT t.table_name, 'TABLE', coalesce(n.record_count, 0) FROM {lake}.ducklake_table t "  # noqa: S608
-            f"JOIN {lake}.ducklake_schema s ON s.schema_id = t.schema_id AND s.end_snapshot IS NULL "
-            f"LEFT JOIN {lake}.ducklake_table_stats n ON n.table_id = t.table_id "
-            "WHERE t.end_snapshot IS NULL AND s.schema_name = $1 AND t.table_name = coalesce($2, t.table_name) "
-            f"UNION ALL SELECT v.view_name, 'VIEW', 0 FROM {lake}.ducklake_view v "
-            f"JOIN {lake}.ducklake_schema s ON s.schema_id = v.schema_id AND s.end_snapshot IS NULL "
-            "WHERE v.end_snapshot IS NULL AND s.schema_name = $1 AND v.view_name = coalesce($2, v.view_name) "
-            "ORDER BY 1",
-            [dataset_id, table_id],
-        )
+            return result_table(table_id) if table_id else list_everything(project_id, dataset_id)
+        return lake(project_id, _OBJECTS, [dataset_id, table_id])
+
+    def dataset_exists(project_id: str, dataset_id: str) -> bool:
+        return bool(lake(project_id, _DATASET, [dataset_id]))
+
+    def columns(project_id: str, dataset_id: str, table_id: str) -> list[Any]:
+        stored = dataset_id == tables.RESULTS
+        required = set() if stored else {name for (name,) in lake(project_id, _REQUIRED, [dataset_id, table_id])}
+        with database.cursor() as cur:
+            try:
+                relation = cur.sql(f"SELECT * FROM {tables.name(project_id, dataset_id, table_id)} LIMIT 0")
+            except duckdb.CatalogException:
+                raise not_found("Table", f"{project_id}:{dataset_id}.{table_id}") from None
+            found = zip(relation.columns, relation.types, strict=True)
+            return [types.field(n, t, n in required) for n, t in found if stored or n != tables.INGESTION_TIME]
+
+    def hidden(table: Any) -> bool:
+        if not (table.catalog and table.db and table.name):
+            return False
+        return bool(lake(table.catalog, _HIDDEN, [table.db, table.name, tables.INGESTION_TIME]))
+
+    write_job = store.save
+
+    def save(job: Any) -> Any:
+        return job if job.status.state == "RUNNING" else write_job(job)  # PENDING and DONE are enough
 
     database.objects = objects
+    datasets.exists = dataset_exists
+    tables.columns = columns
+    if hasattr(tabledata, "columns"):
+        tabledata.columns = columns
+    partitions._hidden = hidden
+    store.save = save
+
     names = threading.RLock()
     for module, name, lock in (
         (datasets, "create", names),
@@ -126,17 +190,6 @@ def patch() -> None:
         (runner, "submit", threading.RLock()),
     ):
         setattr(module, name, _one_at_a_time(getattr(module, name), lock))
-
-
-def _result_table(database: Any, table_id: str) -> list[tuple[str, str, int]]:
-    import duckdb
-
-    name = database.quote("emulator", "_results", table_id)
-    try:
-        [(count,)] = database.fetch(f"SELECT count(*) FROM {name}")  # noqa: S608
-    except duckdb.CatalogException:
-        return []
-    return [(table_id, "TABLE", count)]
 
 
 def _one_at_a_time[**P, T](function: Callable[P, T], lock: threading.RLock) -> Callable[P, T]:
