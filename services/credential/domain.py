@@ -40,7 +40,7 @@ from services.credential.states import (
 
 DEFAULT_NAME: Final = "default"
 VALIDATION_TIMEOUT: Final = timedelta(seconds=10)
-_CREATE_TRIES: Final = 8
+_CREATE_TRIES: Final = 64
 _PAGE: Final = 500
 
 
@@ -286,7 +286,7 @@ class Credentials:
                 try:
                     await self._store.add(born(put, self._now()), attempt)
                 except errors.Aborted:
-                    await asyncio.sleep(random.uniform(0, 0.02 * 2**attempt))
+                    await asyncio.sleep(random.uniform(0, min(0.5, 0.02 * 2**attempt)))
             else:
                 action = "credential.create" if row.first_id == put.version_id else "credential.update"
                 await self._tell(action, put.tenant_id, cid, provider=put.provider, name=put.name, status=row.status)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -99,18 +100,26 @@ class BigQueryCredentialStore:
         The attempt's job id is the mutex: BigQuery accepts it once. ``Aborted`` means that the job exists and has
         failed, so that nobody can add anything under this attempt any more; only then may the next one be tried.
         """
-        job_id = f"credential-{row.credential_id}-{attempt}"
+        job_id, owner = f"credential-{row.credential_id}-{attempt}", uuid.uuid4().hex
         for wait in range(_ADD_TRIES):
             try:
                 await self._warehouse.execute(
-                    _ADD, dataset=CENTRAL_DATASET, params={"rows": rows_param([to_json(row)])}, job_id=job_id
+                    _ADD,
+                    dataset=CENTRAL_DATASET,
+                    params={"rows": rows_param([to_json(row)])},
+                    job_id=job_id,
+                    labels={"owner": owner},
                 )
                 return
-            except (errors.Aborted, errors.Unavailable) as failure:
+            except errors.Error as failure:
+                passing = isinstance(failure, (errors.Aborted, errors.Unavailable))
                 if isinstance(failure, errors.Ambiguous):
                     raise
-                if await self._failed_for_good(job_id):
+                failed_by = await self._failed_by(job_id)
+                if failed_by is not None and (passing or failed_by != owner):
                     raise errors.Aborted("STORE_CONFLICT", "The row was not added; try the next attempt.") from failure
+                if not passing:
+                    raise
             await asyncio.sleep(0.05 * 2**wait)
         raise errors.Unavailable("STORE_BUSY", "The store did not take the row in time; try again.")
 
@@ -119,14 +128,15 @@ class BigQueryCredentialStore:
         await self._changes.close()
         await self._reads.close()
 
-    async def _failed_for_good(self, job_id: str) -> bool:
+    async def _failed_by(self, job_id: str) -> str | None:
+        """Whose the job is, if it exists and has failed."""
         try:
             job = await self._warehouse.run(self._warehouse.client.get_job, job_id, timeout=10)
         except errors.Error as failure:
             if isinstance(failure.__cause__, NotFound):
-                return False
+                return None
             raise
-        return job.state == "DONE" and job.error_result is not None
+        return job.labels.get("owner", "") if job.state == "DONE" and job.error_result is not None else None
 
 
 def to_json(row: Credential) -> Mapping[str, Any]:
