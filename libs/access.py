@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
-from google.protobuf.descriptor_pb2 import MethodOptions
 
 from libs.errors import PermissionDenied, Unauthenticated
 from libs.tenancy import Caller, Role, tenant_not_found
@@ -108,7 +107,8 @@ def _rule_of(method: MethodDescriptor, pool: descriptor_pool.DescriptorPool) -> 
     except KeyError:
         return None
     # Parsed again: options read before the extension was known keep it among their unknown fields.
-    options = MethodOptions.FromString(method.GetOptions().SerializeToString())
+    known = message_factory.GetMessageClass(pool.FindMessageTypeByName("google.protobuf.MethodOptions"))
+    options: Any = known.FromString(method.GetOptions().SerializeToString())
     if not options.HasExtension(option):
         return None
     value: Any = options.Extensions[option]

@@ -1,7 +1,7 @@
 """A process of the platform: two gRPC ports behind one interceptor each, health, reflection, drain.
 
-Every service's ``main.build`` makes a ``Server`` here; every ``main()`` is ``raise SystemExit(run(Settings, build))``. The
-public port serves what the gateway forwards to, the internal port what only peers may call; neither ever serves the
+Each service's ``main.build`` makes a ``Server`` here; each ``main()`` is ``raise SystemExit(run(Settings, build))``.
+The public port serves what the gateway forwards to, the internal port what only peers may call; neither ever serves the
 other's.
 """
 

@@ -20,10 +20,10 @@ from libs import caller
 
 _REDACTED = "[redacted]"
 _SECRET_NAMES = re.compile(
-    r"(?:^|[_\-.])(?:authorization|cookie|password|passwd|secret|token|api_?key|private_?key(?:_id)?|sas|signature"
-    r"|access_?key(?:_id)?|credentials?|plaintext|ciphertext|dek|connection_?string|admin_?key)$",
-    re.IGNORECASE,
+    r"(?:^|[_.])(?:authorization|cookie|password|passwd|secret|token|api_?key|private_?key(?:_id)?|sas|signature"
+    r"|access_?key(?:_id)?|credentials?|plaintext|ciphertext|dek|connection_?string|admin_?key)$"
 )
+_CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 # Names that end like a secret's and hold none.
 _PLAIN_NAMES = frozenset({"next_page_token", "page_token"})
 _SECRET_TEXT = re.compile(
@@ -113,7 +113,10 @@ def redact(value: Any) -> Any:
 
 
 def _is_secret_name(key: object) -> bool:
-    return isinstance(key, str) and key.lower() not in _PLAIN_NAMES and _SECRET_NAMES.search(key) is not None
+    if not isinstance(key, str):
+        return False
+    name = _CAMEL_HUMP.sub("_", key).replace("-", "_").lower()
+    return name not in _PLAIN_NAMES and _SECRET_NAMES.search(name) is not None
 
 
 def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

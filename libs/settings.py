@@ -289,7 +289,7 @@ class ServiceSettings(BaseSettings):
 def load[S: ServiceSettings](
     settings_type: type[S], environ: Mapping[str, str] | None = None, env_file: Path | None = Path(".env")
 ) -> S:
-    """Returns the settings made of ``environ`` (default: the process's) over those of the ``.env`` file, if there is one.
+    """Returns the settings of ``environ`` (default: the process's), over those of the ``.env`` file if there is one.
 
     Raises ``SettingsInvalid``.
     """

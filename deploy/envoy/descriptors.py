@@ -1,7 +1,7 @@
 """Writes the descriptor set Envoy transcodes by: the public contract out of the committed generated modules.
 
-``google.rpc.Status`` and its details are part of it, or Envoy could not print the details of an error as JSON. The files
-come from the same modules the services run with, so no protoc is needed where the stack starts.
+``google.rpc.Status`` and its details are part of it, or Envoy could not print the details of an error as JSON. The
+files come from the same modules the services run with, so no protoc is needed where the stack starts.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import FileDescriptor
-from google.rpc import error_details_pb2, status_pb2
-
 from convergence.credential.v1 import credential_pb2
 from convergence.pipeline_executor.v1 import pipeline_executor_pb2
 from convergence.scheduler.v1 import scheduler_pb2
 from convergence.tenant.v1 import tenant_pb2
+from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import FileDescriptor
+from google.rpc import error_details_pb2, status_pb2
 
 CONTRACTS: tuple[FileDescriptor, ...] = (
     tenant_pb2.DESCRIPTOR,

@@ -1,7 +1,7 @@
 """Fills in the gateway's configuration: ``envoy.yaml`` plus addresses, origins and file names gives what Envoy reads.
 
-The local stack calls ``render``; a container runs ``python -m deploy.envoy.render``. Every value enters as JSON, so none can
-change the structure. The result holds no secret: Envoy itself reads the gateway's peer token from its file.
+The local stack calls ``render``; a container runs ``python -m deploy.envoy.render``. Every value enters as JSON, so
+none can change the structure. The result holds no secret: Envoy itself reads the gateway's peer token from its file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-# What Envoy itself answers: HTTP status, gRPC code, text. `%LOCAL_REPLY_BODY%` is Envoy's own explanation of a bad request.
+# What Envoy itself answers: HTTP status, gRPC code, text. `%LOCAL_REPLY_BODY%` explains what is bad about a request.
 _REPLIES = (
     (400, 3, "%LOCAL_REPLY_BODY%"),
     (403, 7, "Not allowed."),

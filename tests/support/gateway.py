@@ -198,9 +198,9 @@ async def _serve(stand_ins: StandIns, ready: threading.Event, stop: asyncio.Even
         await server.start()
         stand_ins.addresses[context] = server.public_address
         stand_ins.internal_addresses[context] = server.internal_address
-    while not authz.started:
+    while not authz.started:  # noqa: ASYNC110  uvicorn has no event for it
         await asyncio.sleep(0.01)
-    stand_ins.addresses["authz"] = "127.0.0.1:{}".format(authz.servers[0].sockets[0].getsockname()[1])
+    stand_ins.addresses["authz"] = f"127.0.0.1:{authz.servers[0].sockets[0].getsockname()[1]}"
     ready.set()
     await stop.wait()
     for server in servers.values():
