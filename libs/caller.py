@@ -35,6 +35,12 @@ def current() -> Caller:
     return call.caller
 
 
+def known() -> Caller | None:
+    """Returns the caller of the call being served; ``None`` where none is, as in background work."""
+    call = _call.get()
+    return call.caller if call else None
+
+
 def request_id() -> str:
     """Returns the correlation id (``x-request-id``) of the call being served; empty where none is."""
     call = _call.get()
