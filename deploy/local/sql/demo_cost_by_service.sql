@@ -1,7 +1,7 @@
 -- What each service cost on a day, dearest first in each currency.
--- One row: one currency and service, with cost, credits and net cost.
+-- Result: one row per currency and service, with cost, credits and net cost.
 -- Parameters: @day DATE, the partition that is read.
--- Safe to repeat: reads only.
+-- Safe to run twice: it reads only.
 SELECT
   t.currency AS currency,
   IFNULL(t.service_description, '(none)') AS service,

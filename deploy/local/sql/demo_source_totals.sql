@@ -1,7 +1,7 @@
 -- What the customer's billing export holds for a day of usage, whichever partition its rows lie in.
--- One row: one currency, with its rows, cost and net cost.
+-- Result: one row per currency, with its rows, cost and net cost.
 -- Parameters: @day DATE. Table: {source}, the export, read whole (it is the sample).
--- Safe to repeat: reads only.
+-- Safe to run twice: it reads only.
 SELECT
   s.currency AS currency,
   COUNT(*) AS row_count,

@@ -1,7 +1,7 @@
 -- What the tenant's table holds for a day.
--- One row: one currency, with its rows, cost and net cost.
+-- Result: one row per currency, with its rows, cost and net cost.
 -- Parameters: @day DATE, the partition that is read.
--- Safe to repeat: reads only.
+-- Safe to run twice: it reads only.
 SELECT
   t.currency AS currency,
   COUNT(*) AS row_count,
