@@ -1261,6 +1261,7 @@ class StartRunRequest(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     TRIGGER_FIELD_NUMBER: _builtins.int
     CONFIG_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant."""
     run_id: _builtins.str
@@ -1281,6 +1282,8 @@ class StartRunRequest(_message.Message):
     """SCHEDULED, BACKFILL, or MANUAL for "run now"."""
     config_id: _builtins.str
     """The schedule it comes from."""
+    user_id: _builtins.str
+    """Whom the client said it acted for, where a client asked for the run."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """Parameters of the template."""
@@ -1299,12 +1302,15 @@ class StartRunRequest(_message.Message):
         parameters: _struct_pb2.Struct | None = ...,
         trigger: Global___Run.Trigger.ValueType = ...,
         config_id: _builtins.str = ...,
+        user_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "parameters", b"parameters", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "config_id", b"config_id", "domain", b"domain", "end_date", b"end_date", "parameters", b"parameters", "provider", b"provider", "run_id", b"run_id", "start_date", b"start_date", "template", b"template", "tenant_id", b"tenant_id", "trigger", b"trigger"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "attempt", b"attempt", "config_id", b"config_id", "domain", b"domain", "end_date", b"end_date", "parameters", b"parameters", "provider", b"provider", "run_id", b"run_id", "start_date", b"start_date", "template", b"template", "tenant_id", b"tenant_id", "trigger", b"trigger", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__user_id: _TypeAlias = _typing.Literal["user_id"]  # noqa: Y015
+    _WhichOneofArgType__user_id: _TypeAlias = _typing.Literal["_user_id", b"_user_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_id) -> _WhichOneofReturnType__user_id | None: ...
 
 Global___StartRunRequest: _TypeAlias = StartRunRequest  # noqa: Y015
 

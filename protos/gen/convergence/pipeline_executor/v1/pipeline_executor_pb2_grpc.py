@@ -533,7 +533,11 @@ class PipelineDispatchServiceServicer:
     """
 
     def StartRun(self, request, context):
-        """Starts one attempt of a run, or answers with it if it was started. Errors as RunPipeline.
+        """Starts one attempt of a run, or answers with it if it was started; PENDING means that another process is at it.
+
+        Errors as RunPipeline, none of which uses the attempt up, and: ABORTED (ATTEMPT_REFUNDED) for an attempt that was
+        given back before it began: start the next one instead, it is not a failure. FAILED_PRECONDITION (ATTEMPT_RUNNING,
+        RUN_COMPLETED) while an earlier attempt goes on, or after one that ended well.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

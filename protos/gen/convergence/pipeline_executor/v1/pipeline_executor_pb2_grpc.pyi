@@ -137,7 +137,12 @@ class PipelineDispatchServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartRun: _aio.UnaryUnaryMultiCallable[_pipeline_executor_pb2.StartRunRequest, _pipeline_executor_pb2.Run]
-    """Starts one attempt of a run, or answers with it if it was started. Errors as RunPipeline."""
+    """Starts one attempt of a run, or answers with it if it was started; PENDING means that another process is at it.
+
+    Errors as RunPipeline, none of which uses the attempt up, and: ABORTED (ATTEMPT_REFUNDED) for an attempt that was
+    given back before it began: start the next one instead, it is not a failure. FAILED_PRECONDITION (ATTEMPT_RUNNING,
+    RUN_COMPLETED) while an earlier attempt goes on, or after one that ended well.
+    """
     BatchGetRuns: _aio.UnaryUnaryMultiCallable[_pipeline_executor_pb2.BatchGetRunsRequest, _pipeline_executor_pb2.BatchGetRunsResponse]
     """Reads attempts of many tenants in one call; what does not exist is absent from the answer."""
     CancelDispatchedRun: _aio.UnaryUnaryMultiCallable[_pipeline_executor_pb2.CancelDispatchedRunRequest, _pipeline_executor_pb2.Run]
@@ -152,7 +157,12 @@ class PipelineDispatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_executor_pb2.StartRunRequest,
         context: _aio.ServicerContext[_pipeline_executor_pb2.StartRunRequest, _abc.Awaitable[_pipeline_executor_pb2.Run]],
     ) -> _abc.Awaitable[_pipeline_executor_pb2.Run]:
-        """Starts one attempt of a run, or answers with it if it was started. Errors as RunPipeline."""
+        """Starts one attempt of a run, or answers with it if it was started; PENDING means that another process is at it.
+
+        Errors as RunPipeline, none of which uses the attempt up, and: ABORTED (ATTEMPT_REFUNDED) for an attempt that was
+        given back before it began: start the next one instead, it is not a failure. FAILED_PRECONDITION (ATTEMPT_RUNNING,
+        RUN_COMPLETED) while an earlier attempt goes on, or after one that ended well.
+        """
 
     @_abc_1.abstractmethod
     def BatchGetRuns(
