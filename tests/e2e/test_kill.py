@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.stack import ENDED, Stack, Tenant, running, source_totals, until
 
-pytestmark = pytest.mark.own_stack
+pytestmark = [pytest.mark.own_stack, pytest.mark.chaos]
 
 DATE = "2025-11-17"
 # ARCHITECTURE: a lease of 60 s, a reaper every 20 s, and what they need to be done.

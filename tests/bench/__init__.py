@@ -1,0 +1,1 @@
+"""``make bench``: what the edge and a run take on this machine."""
