@@ -55,26 +55,29 @@ def sync_channel(
     address: str, *, token: str = "", timeout: float = 30.0, idempotent: Collection[str] = ()
 ) -> grpc.Channel:
     """Returns a channel for synchronous stubs, for programs without an event loop."""
-    return wrap(grpc.insecure_channel(_target(address), options=_options(idempotent)), token=token, timeout=timeout)
+    inner = grpc.insecure_channel(_target(address), options=_options(idempotent))
+    return _SyncChannel(inner, _Outgoing(token, timeout))
 
 
 def wrap(channel: grpc.Channel, *, token: str = "", timeout: float = 30.0) -> grpc.Channel:
     """Returns ``channel`` with our metadata, timeout and errors; any channel will do, ``grpc_testing``'s too."""
-    return _SyncChannel(channel, _Outgoing(token, timeout))
+    return _SyncChannel(channel, _Outgoing(token, timeout, wait=False))
 
 
 class _Outgoing:
     """What every call takes along."""
 
-    def __init__(self, token: str, timeout: float) -> None:
+    def __init__(self, token: str, timeout: float, *, wait: bool = True) -> None:
         self._token = token
         self._timeout = timeout
+        self._wait = wait
 
     def arguments(self, timeout: float | None, metadata: Metadata | None, *, stream: bool) -> dict[str, Any]:
         """Returns what a multicallable takes beside the request; a stream has no timeout of its own."""
         limit = self._limit(timeout if timeout is not None or stream else self._timeout)
         # Without an end in sight it must not wait for a neighbour that may never come.
-        return {"timeout": limit, "metadata": self._metadata(metadata), "wait_for_ready": limit is not None}
+        waiting = {"wait_for_ready": limit is not None} if self._wait else {}
+        return {"timeout": limit, "metadata": self._metadata(metadata), **waiting}
 
     def _metadata(self, own: Metadata | None) -> Metadata:
         found = list(own or ())

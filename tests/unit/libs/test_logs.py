@@ -75,8 +75,24 @@ def test_other_text_stays(text: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["private_key", "privateKey", "x-api-key", "api_key", "credentials", "client_secret", "password", "Authorization"]
-    + ["secret_access_key", "session_token", "sas_token", "peer_token", "ciphertext", "wrapped_dek", "private_key_id"],
+    [
+        "private_key",
+        "privateKey",
+        "x-api-key",
+        "api_key",
+        "credentials",
+        "client_secret",
+        "clientSecret",
+        "password",
+        "Authorization",
+        "secret_access_key",
+        "session_token",
+        "sas_token",
+        "peer_token",
+        "ciphertext",
+        "wrapped_dek",
+        "private_key_id",
+    ],
 )
 def test_fields_with_a_secrets_name_are_cut_out_however_deep(name: str) -> None:
     assert logs.redact({"a": [{name: "x"}]}) == {"a": [{name: "[redacted]"}]}
