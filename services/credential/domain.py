@@ -109,6 +109,10 @@ class Tenants(Protocol):
         """True if any of the provider's tables had to be made. Raises if the tenant is missing or leaving."""
         ...
 
+    async def is_leaving(self, tenant_id: str) -> bool:
+        """True if the tenant is being offboarded or is gone, as of now."""
+        ...
+
 
 class Trail(Protocol):
     """The audit trail."""
@@ -289,7 +293,12 @@ class Credentials:
                     await asyncio.sleep(random.uniform(0, min(0.5, 0.02 * 2**attempt)))
             else:
                 action = "credential.create" if row.first_id == put.version_id else "credential.update"
-                await self._tell(action, put.tenant_id, cid, provider=put.provider, name=put.name, status=row.status)
+                told = self._tell(action, put.tenant_id, cid, provider=put.provider, name=put.name, status=row.status)
+                _, leaving = await _both(told, self._tenants.is_leaving(put.tenant_id))
+                if leaving:
+                    # It began to leave after it was asked for its dataset: the shredding may have passed already.
+                    await self._change(cid, Revoke(put.tenant_id), "credential.shred")
+                    raise errors.FailedPrecondition("TENANT_OFFBOARDING", "The tenant is being offboarded.")
                 return row
         raise errors.Unavailable("STORE_BUSY", "The credential could not be stored now; try again.")
 
@@ -338,6 +347,7 @@ class Credentials:
         task = asyncio.create_task(work)
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return await asyncio.shield(task)
 
     async def close(self) -> None:

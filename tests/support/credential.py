@@ -141,6 +141,10 @@ class KnownTenants:
         self.made.add((tenant_id, provider))
         return fresh
 
+    async def is_leaving(self, tenant_id: str) -> bool:
+        await asyncio.sleep(0)
+        return tenant_id in self.offboarding
+
     async def list_offboarding(self) -> Sequence[str]:
         return sorted(self.offboarding)
 

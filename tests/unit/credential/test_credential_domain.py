@@ -288,6 +288,15 @@ async def test_shredding_leaves_a_tenant_nothing_and_others_everything(world):
     assert await world.opened(GLOBEX) == f"{CANARY}-one"
 
 
+async def test_what_is_posted_while_the_tenant_leaves_does_not_stay(world):
+    world.tenants.offboarding.add(ACME)
+    with pytest.raises(errors.FailedPrecondition) as refused:
+        await world.post()
+    assert refused.value.reason == "TENANT_OFFBOARDING"
+    assert [row.secrets for row in world.store.table.rows.values()] == [()]
+    assert world.trail.actions() == [("credential.create", "OK"), ("credential.shred", "OK")]
+
+
 async def test_nothing_is_opened_without_a_record(world):
     await world.post()
     world.trail.failure = errors.Unavailable("STORE_BUSY", "down")
