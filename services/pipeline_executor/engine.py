@@ -17,7 +17,8 @@ from datetime import timedelta
 from typing import Any
 
 from libs import errors, logs
-from services.pipeline_executor.run_context import Outcome, Published, RunContext, StepEvent, StepStatus
+from services.pipeline_executor.domain import Outcome, StepStatus
+from services.pipeline_executor.run_context import Published, RunContext, StepEvent
 from services.pipeline_executor.steps import STEPS
 from services.pipeline_executor.steps.staging import Staging
 from services.pipeline_executor.steps.step import StepContext, StepResult

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 import google.auth.transport.requests
 import grpc
+import pyarrow as pa
 import requests
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
@@ -78,6 +79,13 @@ class _Access:
     project_id: str
     endpoint: str | None
     storage_endpoint: str | None
+
+
+class _LocalCredentials(service_account.Credentials):
+    """Signs as in the cloud, but asks Google nothing: the library else looks up where the account may be used."""
+
+    def _maybe_start_regional_access_boundary_refresh(self, request: Any, url: str) -> None:
+        return None
 
 
 class GcpExtractor:
@@ -142,7 +150,8 @@ def _access(secret: Secret, request: ExtractRequest) -> _Access:
         raise _unusable_key()
     info = {name: key[name] for name in _KEY_FIELDS if isinstance(key.get(name), str)}
     try:
-        credentials = service_account.Credentials.from_service_account_info(
+        kind = _LocalCredentials if request.endpoints.bigquery else service_account.Credentials
+        credentials = kind.from_service_account_info(
             {**info, "type": "service_account", "token_uri": _TOKEN_URI}, always_use_jwt_access=True, scopes=_SCOPES
         )
     except (ValueError, auth.GoogleAuthError):
@@ -300,7 +309,10 @@ class _Reader:
                 timeout=_HTTP_SECONDS,
             )
             with ParquetFile(path, read.schema) as file, ThreadPoolExecutor(max(1, len(session.streams))) as pool:
-                streams = [pool.submit(self._stream, client, stream.name, metadata, file) for stream in session.streams]
+                schema = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema.serialized_schema))
+                streams = [
+                    pool.submit(self._stream, client, stream.name, metadata, schema, file) for stream in session.streams
+                ]
                 self._wait(streams)
             return file.rows, file.bytes
         finally:
@@ -315,12 +327,18 @@ class _Reader:
             raise
 
     def _stream(
-        self, client: BigQueryReadClient, name: str, metadata: Sequence[tuple[str, str]], file: ParquetFile
+        self,
+        client: BigQueryReadClient,
+        name: str,
+        metadata: Sequence[tuple[str, str]],
+        schema: pa.Schema,
+        file: ParquetFile,
     ) -> None:
-        for page in client.read_rows(name, metadata=metadata).rows().pages:
+        for response in client.read_rows(name, metadata=metadata):
             if self._stopped.is_set():
                 raise errors.Unavailable("SOURCE_READ_STOPPED", "The read was stopped.")
-            file.write(conform_batch(page.to_arrow(), file.schema, gcp_export.EXTRA_COLUMN))
+            data = pa.py_buffer(response.arrow_record_batch.serialized_record_batch)
+            file.write(conform_batch(pa.ipc.read_record_batch(data, schema), file.schema, gcp_export.EXTRA_COLUMN))
             self._report(file.rows, file.bytes)
 
     def _connect(self) -> tuple[BigQueryReadClient, Sequence[tuple[str, str]]]:

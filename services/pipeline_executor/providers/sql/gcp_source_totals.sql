@@ -2,7 +2,8 @@
 -- Parameters: @start, @end (usage time, half open) and @floor (lower bound of the partition column, so that only
 -- the partitions that can hold these days are scanned), each of its column's type; @snapshot TIMESTAMP.
 -- {source} is the customer's table, {partition} its partition column. A read as of @snapshot: the same answer each time.
--- Rows are compared whole by their JSON text, as no export row has an id.
+-- Rows are compared whole by their JSON text, as no export row has an id; the star is for that, since nobody here
+-- knows all columns of the customer's table.
 SELECT
   IFNULL(CAST(t.currency AS STRING), '') AS currency,
   COUNT(*) AS row_count,
@@ -10,7 +11,7 @@ SELECT
   IFNULL(SUM((SELECT SUM(CAST(c.amount AS NUMERIC)) FROM UNNEST(t.credits) AS c)), 0) AS credits,
   COUNT(DISTINCT FARM_FINGERPRINT(TO_JSON_STRING(t))) AS distinct_rows
 FROM (
-  SELECT s.*
+  SELECT *
   FROM {source} AS s FOR SYSTEM_TIME AS OF @snapshot
   WHERE s.usage_start_time >= @start
     AND s.usage_start_time < @end
