@@ -374,7 +374,7 @@ class Warehouse:
         work = functools.partial(call, *args, **kwargs)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-        except _JobFailed:
+        except (_JobFailed, errors.Error):
             raise
         except Exception as exc:
             raise to_domain_error(exc, getattr(call, "__name__", "call")) from exc

@@ -168,6 +168,21 @@ def patch() -> None:
             return False
         return bool(lake(table.catalog, _HIDDEN, [table.db, table.name, tables.INGESTION_TIME]))
 
+    create_table = tables.create
+
+    def create(project_id: str, dataset_id: str, body: Any, translate: Any) -> Any:
+        """A table made over REST with ingestion-time partitions gets the hidden column that one made by DDL has."""
+        made = create_table(project_id, dataset_id, body, translate)
+        if body.timePartitioning and not body.timePartitioning.field and body.schema_ and body.schema_.fields:
+            table = tables.name(project_id, dataset_id, body.tableReference.tableId)
+            database.execute(f"DROP TABLE {table}")
+            given = ", ".join(types.column(field) for field in body.schema_.fields)
+            hidden_column = partitions.INGESTION_TIME.sql("duckdb")
+            database.execute(f"CREATE TABLE {table} ({given}, {hidden_column})")
+        return made
+
+    tables.create = create
+
     write_job = store.save
 
     def save(job: Any) -> Any:
