@@ -210,7 +210,8 @@ class Layout:
         env = self.tool_environment() | {
             "PORT": str(self.ports.gateway),
             "ADMIN_API_KEY": self.admin_api_key,
-            "ONBOARDING": self.given.get("ONBOARDING", "open"),
+            # Open here, whatever a .env meant for a deployment says; only the caller's own environment closes it.
+            "ONBOARDING": os.environ.get("ONBOARDING") or "open",
             "CORS_ORIGINS": self.given.get("CORS_ORIGINS", DEFAULT_CORS_ORIGINS),
             "CONVERGENCE_LISTEN": f"{HOST}:{self.ports.public[service]}",
             "CONVERGENCE_INTERNAL_LISTEN": f"{HOST}:{self.ports.internal[service]}",

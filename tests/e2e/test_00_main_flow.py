@@ -326,6 +326,8 @@ def buf_curl(stack: Stack, method: str, body: dict[str, Any], *arguments: str) -
             "grpc",
             "--http2-prior-knowledge",
             *arguments,
+            "--reflect-header",
+            "*",
             "-d",
             json.dumps(body),
             f"http://{stack.grpc}/{method}",
