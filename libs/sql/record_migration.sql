@@ -1,5 +1,5 @@
 -- Result: none; one row of schema_migrations per element of @rows that is not recorded yet.
--- Parameters: @rows STRING, the JSON text of an array of {name}.
+-- Parameters: @rows STRING, the JSON text of an array of objects with a name.
 -- Safe to run twice: a name that is there is left out; two at once may write it twice, and readers take it once.
 INSERT INTO schema_migrations (name, applied_at)
 SELECT u.name, CURRENT_TIMESTAMP()

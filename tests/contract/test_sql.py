@@ -1,0 +1,191 @@
+"""Every ``.sql`` file of libs and services, held against Google's own parser and analyser and against STYLE.
+
+What the emulator lets pass and BigQuery refuses is caught here: unknown columns, wrong types, a parameter nobody
+declared. Statements on our own tables are analysed with the schemas of ``libs/tables``; scripts and statements on
+tables that are named at run time (``{table}``) are parsed only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.cloud.bigquery import SchemaField
+
+from libs import tables
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(path for folder in ("libs", "services") for path in (ROOT / folder).rglob("*.sql"))
+BY_NAME = {str(path.relative_to(ROOT)): path for path in FILES}
+KINDS = {
+    "STRING": "STRING", "BYTES": "BYTES", "BOOL": "BOOL", "BOOLEAN": "BOOL", "INT64": "INT64", "INTEGER": "INT64",
+    "FLOAT64": "DOUBLE", "FLOAT": "DOUBLE", "NUMERIC": "NUMERIC", "BIGNUMERIC": "BIGNUMERIC", "DATE": "DATE",
+    "TIMESTAMP": "TIMESTAMP", "DATETIME": "DATETIME", "TIME": "TIME", "JSON": "JSON",
+}  # fmt: skip
+PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+DECLARED = re.compile(r"@([a-z_][a-z0-9_]*)|\b(?:(ARRAY)<)?(" + "|".join(KINDS) + r")\b")
+AGAIN = re.compile(
+    r"\btwice\b|\bagain\b|\breads\s+only\b|\bonly\s+reads\b|\bsame\s+(?:answer|id)\b|\bnumber\s+of\s+times\b|\bjob\s+id\b",
+    re.IGNORECASE,
+)
+
+every_file = pytest.mark.parametrize("path", BY_NAME.values(), ids=BY_NAME.keys())
+
+
+def parts(path: Path) -> tuple[str, str]:
+    """The comment a file starts with, and the SQL after it without its comments and literals."""
+    lines = path.read_text("utf-8").splitlines()
+    length = next(n for n, line in enumerate([*lines, ""]) if not line.startswith("--"))
+    header = "\n".join(line.removeprefix("--").strip() for line in lines[:length])
+    body = re.sub(r"--[^\n]*", "", "\n".join(lines[length:]))
+    return header, re.sub(r"'(?:[^'\\\n]|\\.)*'", "''", body)
+
+
+def declared(header: str) -> dict[str, str | None]:
+    """The parameters a header names from "Parameters:" on, each with the next type that follows it."""
+    found: dict[str, str | None] = {}
+    waiting: list[str] = []
+    for name, array, kind in DECLARED.findall(header.partition("Parameters:")[2]):
+        if name:
+            waiting += [name] if name not in found and name not in waiting else []
+            continue
+        found.update(dict.fromkeys(waiting, f"{array}<{kind}>" if array else kind))
+        waiting = []
+    return {**found, **dict.fromkeys(waiting)}
+
+
+@every_file
+def test_the_header_says_what_a_row_is_what_goes_in_and_why_twice_is_safe(path: Path) -> None:
+    header, body = parts(path)
+    assert header, "a comment must come first"
+    first, found, _ = header.partition("Parameters:")
+    assert found, "the parameters are named after 'Parameters:'"
+    assert re.search(r"\b(?:result|rows?|grain)\b", first, re.IGNORECASE), "it begins with what one row is"
+    assert AGAIN.search(header), "it says why running it twice is safe"
+    used = set(re.findall(r"(?<!@)@([a-z_][a-z0-9_]*)", body))
+    assert used == set(declared(header)), "the header names exactly the parameters that are used"
+
+
+@every_file
+def test_columns_are_named(path: Path) -> None:
+    _, body = parts(path)
+    assert not re.search(r"\bSELECT\s+(?:DISTINCT\s+|AS\s+STRUCT\s+)?\*(?!\s+FROM\s+\{)", body, re.IGNORECASE)
+    given = {alias for _, alias in re.findall(r"\{([a-z_]+)\}\s+(?:AS\s+)?([a-z]\w*)", body)}
+    for alias in re.findall(r"\b([a-z]\w*)\.\*", body):
+        assert alias in given, f"{alias}.*: only a table named at run time may be taken whole"
+
+
+@every_file
+def test_datasets_are_bound_by_the_client(path: Path) -> None:
+    _, body = parts(path)
+    assert not re.search(r"`[^`]*[.-][^`]*`", body), "a table that varies is a {placeholder}"
+    qualified = re.findall(r"\b(?:FROM|JOIN|INTO|UPDATE|MERGE|TABLE)\s+(\w+\.\w+)", body, re.IGNORECASE)
+    assert [name for name in qualified if not name.startswith("INFORMATION_SCHEMA.")] == []
+
+
+@pytest.fixture(scope="session")
+def compiled(request: pytest.FixtureRequest) -> None:
+    """Compiling the analyser takes half a minute of CPU: its machine code is kept in pytest's cache folder."""
+    import wasmtime
+    from zetasql.core import wasm_client
+
+    folder: Path = request.config.cache.mkdir("zetasql")  # type: ignore[union-attr]
+
+    class Kept:
+        @staticmethod
+        def from_file(engine: wasmtime.Engine, path: str) -> wasmtime.Module:
+            kept = folder / f"{wasmtime.__version__}-{Path(path).stat().st_size}.cwasm"
+            try:
+                return wasmtime.Module.deserialize_file(engine, str(kept))
+            except wasmtime.WasmtimeError:
+                module = wasmtime.Module.from_file(engine, path)
+            fresh = kept.with_suffix(f".{os.getpid()}")
+            fresh.write_bytes(module.serialize())
+            fresh.rename(kept)
+            return module
+
+    wasm_client.Module = Kept
+
+
+@pytest.fixture(scope="session")
+def language(compiled: None) -> Any:
+    from zetasql.types import LanguageOptions, ProductMode
+
+    options = LanguageOptions.maximum_features()
+    options.product_mode = ProductMode.PRODUCT_EXTERNAL
+    options.supported_statement_kinds = []
+    return options
+
+
+@pytest.fixture(scope="session")
+def catalog(language: Any) -> Any:
+    from zetasql.api import CatalogBuilder, TableBuilder
+    from zetasql.types import ZetaSQLBuiltinFunctionOptions
+
+    builder = CatalogBuilder("warehouse")
+    for folder in sorted((ROOT / "libs/tables").iterdir()):
+        for schema in tables.group(folder.name) if folder.is_dir() else ():
+            table = TableBuilder(schema.name)
+            for column in schema.fields:
+                table.add_column(column.name, column_type(column))
+            builder.add_table(table.build())
+    return builder.with_builtin_functions(ZetaSQLBuiltinFunctionOptions(language_options=language)).build()
+
+
+def column_type(column: SchemaField) -> Any:
+    from zetasql.api.type_factory import TypeFactory
+
+    if column.field_type in ("RECORD", "STRUCT"):
+        made = TypeFactory.create_struct_type([(inner.name, column_type(inner)) for inner in column.fields])
+    else:
+        made = simple_type(column.field_type)
+    return TypeFactory.create_array_type(made) if column.mode == "REPEATED" else made
+
+
+def simple_type(name: str) -> Any:
+    from zetasql.api.type_factory import TypeFactory
+    from zetasql.types import TypeKind
+
+    if name.startswith("ARRAY<"):
+        return TypeFactory.create_array_type(simple_type(name.removeprefix("ARRAY<").removesuffix(">")))
+    return TypeFactory.create_simple_type(getattr(TypeKind, f"TYPE_{KINDS[name]}"))
+
+
+def statements(script: Any) -> Iterable[Any]:
+    return script.statement_list_node.statement_list
+
+
+@every_file
+def test_bigquery_would_accept_it(path: Path, language: Any, catalog: Any) -> None:
+    from zetasql.api import Analyzer, Parser
+    from zetasql.types import AnalyzerOptions
+
+    text = path.read_text("utf-8")
+    header, body = parts(path)
+    script = Parser.parse_script_static(PLACEHOLDER.sub("placeholder", text), language)
+    for statement in statements(script):
+        if type(statement).__name__ in ("ASTUpdateStatement", "ASTDeleteStatement"):
+            assert statement.where is not None, "BigQuery refuses an UPDATE or DELETE without WHERE"
+    if len(list(statements(script))) > 1 or PLACEHOLDER.search(body) or "@@" in body:
+        return
+    types = declared(header)
+    assert None not in types.values(), f"the header gives no type for {[n for n, kind in types.items() if not kind]}"
+    parameters = [AnalyzerOptions.QueryParameter(name=name, type=simple_type(kind)) for name, kind in types.items()]
+    Analyzer(AnalyzerOptions(language_options=language, query_parameters=parameters), catalog).analyze_statement(text)
+
+
+def test_table_names_are_unique_and_every_column_type_is_known() -> None:
+    schemas = [s for folder in (ROOT / "libs/tables").iterdir() if folder.is_dir() for s in tables.group(folder.name)]
+    assert len({schema.name for schema in schemas}) == len(schemas)
+
+    def check(fields: Iterable[SchemaField]) -> None:
+        for field in fields:
+            assert field.field_type in KINDS or field.fields, field.name
+            check(field.fields)
+
+    for schema in schemas:
+        check(schema.fields)
