@@ -126,6 +126,7 @@ def patch() -> None:
     from local_bigquery.errors import not_found
     from local_bigquery.jobs import runner, store
     from local_bigquery.sql.rules import partitions
+    from sqlglot import exp
 
     def lake(project_id: str, sql: str, params: list[str | None]) -> list[tuple[Any, ...]]:
         try:
@@ -182,6 +183,16 @@ def patch() -> None:
         return made
 
     tables.create = create
+
+    def hide_from_stars(select: Any) -> None:
+        """``t.*`` shows the hidden column no more than ``*`` does."""
+        for item in select.expressions:
+            star = item.this if isinstance(item, exp.Column) else item
+            if isinstance(star, exp.Star):
+                column = exp.column(tables.INGESTION_TIME, quoted=True)
+                star.set("except_", [*(star.args.get("except_") or []), column])
+
+    partitions._hide_from_stars = hide_from_stars
 
     write_job = store.save
 
