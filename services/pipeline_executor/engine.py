@@ -209,7 +209,7 @@ class _Walk:
 
 def pause(retry: Retry, tries: int, jitter: float, retry_after: timedelta | None) -> timedelta:
     """How long to wait after the n-th try: full jitter below a doubling bound, never less than the error asks for."""
-    bound = min(retry.cap, retry.base * 2 ** min(tries - 1, 30))
+    bound = min(retry.cap, retry.base * float(1 << min(tries - 1, 30)))
     return max(bound * jitter, retry_after or timedelta(0))
 
 

@@ -54,6 +54,7 @@ _KEY_FIELDS = ("project_id", "private_key_id", "private_key", "client_email", "c
 _MAX_STREAMS = 4
 _TOTALS_SECONDS = 600.0
 _HTTP_SECONDS = 30.0
+_RETRY = bigquery.DEFAULT_RETRY.with_timeout(_HTTP_SECONDS)
 _MEASURES = ("row_count", "cost", "credits", "distinct_rows")
 _THROTTLED = frozenset({"rateLimitExceeded", "jobRateLimitExceeded", "quotaExceeded", "concurrentQueriesExceeded"})
 _NOT_A_NUMBER = re.compile(r"numeric|decimal|could not cast|out of range|overflow|nan\b", re.IGNORECASE)
@@ -151,7 +152,7 @@ def _access(secret: Secret, request: ExtractRequest) -> _Access:
     info = {name: key[name] for name in _KEY_FIELDS if isinstance(key.get(name), str)}
     try:
         kind = _LocalCredentials if request.endpoints.bigquery else service_account.Credentials
-        credentials = kind.from_service_account_info(
+        credentials = kind.from_service_account_info(  # type: ignore[no-untyped-call]
             {**info, "type": "service_account", "token_uri": _TOKEN_URI}, always_use_jwt_access=True, scopes=_SCOPES
         )
     except (ValueError, auth.GoogleAuthError):
@@ -175,7 +176,7 @@ def _client(access: _Access, location: str) -> Iterator[bigquery.Client]:
     try:
         yield client
     finally:
-        client.close()
+        client.close()  # type: ignore[no-untyped-call]
 
 
 def _find_table(access: _Access, source: Source, request: ExtractRequest) -> bigquery.Table:
@@ -188,7 +189,7 @@ def _find_table(access: _Access, source: Source, request: ExtractRequest) -> big
             reference = bigquery.DatasetReference(project, source.dataset_id).table(source.table_id)
         else:
             reference = _discover(client, project, source.dataset_id)
-        table = client.get_table(reference, timeout=_HTTP_SECONDS, retry=None)
+        table = client.get_table(reference, timeout=_HTTP_SECONDS, retry=_RETRY)
     if table.table_type not in ("TABLE", "SNAPSHOT", "CLONE"):
         raise errors.FailedPrecondition(
             "SOURCE_NOT_A_TABLE",
@@ -198,11 +199,11 @@ def _find_table(access: _Access, source: Source, request: ExtractRequest) -> big
 
 
 def _discover(client: bigquery.Client, project: str, dataset_id: str | None) -> bigquery.TableReference:
-    datasets = [dataset_id] if dataset_id else [item.dataset_id for item in client.list_datasets(project, retry=None)]
-    found = [
+    datasets = [dataset_id] if dataset_id else [item.dataset_id for item in client.list_datasets(project, retry=_RETRY)]
+    found: list[bigquery.TableReference] = [
         table.reference
         for dataset in datasets
-        for table in client.list_tables(bigquery.DatasetReference(project, dataset), retry=None)
+        for table in client.list_tables(bigquery.DatasetReference(project, dataset), retry=_RETRY)
         if gcp_export.EXPORT_NAME.fullmatch(table.table_id)
     ]
     if len(found) == 1:
@@ -261,7 +262,11 @@ async def _read(
     report: Callable[[int, int], None],
 ) -> int:
     loop = asyncio.get_running_loop()
-    reader = _Reader(access, lambda count, size: loop.call_soon_threadsafe(report, count, size))
+
+    def report_from_thread(count: int, size: int) -> None:
+        loop.call_soon_threadsafe(report, count, size)
+
+    reader = _Reader(access, report_from_thread)
     work = asyncio.ensure_future(_run(reader.read, table, read, rows, snapshot, path))
     try:
         count, size = await asyncio.shield(work)
@@ -334,7 +339,7 @@ class _Reader:
         schema: pa.Schema,
         file: ParquetFile,
     ) -> None:
-        for response in client.read_rows(name, metadata=metadata):
+        for response in client.read_rows(name, metadata=metadata):  # type: ignore[no-untyped-call]
             if self._stopped.is_set():
                 raise errors.Unavailable("SOURCE_READ_STOPPED", "The read was stopped.")
             data = pa.py_buffer(response.arrow_record_batch.serialized_record_batch)
@@ -344,17 +349,18 @@ class _Reader:
     def _connect(self) -> tuple[BigQueryReadClient, Sequence[tuple[str, str]]]:
         endpoint = self._access.storage_endpoint
         if endpoint is None:
-            client = BigQueryReadClient(credentials=self._access.credentials)
+            client = BigQueryReadClient(credentials=self._access.credentials)  # type: ignore[no-untyped-call]
             self._close = client.transport.close
             return client, ()
         # The local stand-in speaks plain text, over which gRPC sends no call credentials: the header is set by hand.
         channel = grpc.insecure_channel(endpoint, options=[("grpc.max_receive_message_length", -1)])
         self._close = channel.close
         headers: dict[str, str] = {}
-        self._access.credentials.before_request(
+        self._access.credentials.before_request(  # type: ignore[no-untyped-call]
             google.auth.transport.requests.Request(), "POST", f"http://{endpoint}", headers
         )
-        return BigQueryReadClient(transport=BigQueryReadGrpcTransport(channel=channel)), list(headers.items())
+        local = BigQueryReadClient(transport=BigQueryReadGrpcTransport(channel=channel))  # type: ignore[no-untyped-call]
+        return local, list(headers.items())
 
 
 # ------------------------------------------------------------------------------------------------- errors

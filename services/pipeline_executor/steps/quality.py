@@ -102,6 +102,7 @@ def evaluate(
     """The results of all checks: per currency of either side where a check compares with the source, else one each."""
     results = []
     for check in checks:
+        pairs: list[tuple[str | None, Decimal | None, Decimal | None]]
         if check.type == "equals_source":
             pairs = [
                 (currency, totals.get(currency, {}).get(check.measure), measured.get(currency, {}).get(check.measure))

@@ -11,7 +11,7 @@ SELECT
   IFNULL(SUM((SELECT SUM(CAST(c.amount AS NUMERIC)) FROM UNNEST(t.credits) AS c)), 0) AS credits,
   COUNT(DISTINCT FARM_FINGERPRINT(TO_JSON_STRING(t))) AS distinct_rows
 FROM (
-  SELECT *
+  SELECT s.*
   FROM {source} AS s FOR SYSTEM_TIME AS OF @snapshot
   WHERE s.usage_start_time >= @start
     AND s.usage_start_time < @end

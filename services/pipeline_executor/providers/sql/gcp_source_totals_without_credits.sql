@@ -9,7 +9,7 @@ SELECT
   CAST(0 AS NUMERIC) AS credits,
   COUNT(DISTINCT FARM_FINGERPRINT(TO_JSON_STRING(t))) AS distinct_rows
 FROM (
-  SELECT *
+  SELECT s.*
   FROM {source} AS s FOR SYSTEM_TIME AS OF @snapshot
   WHERE s.usage_start_time >= @start
     AND s.usage_start_time < @end
