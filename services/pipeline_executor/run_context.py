@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol
 from libs.bigquery import Sql, Value, Warehouse
 from libs.errors import Error
 from libs.tenancy import TenantId
+from services.pipeline_executor.domain import Outcome, StepStatus
 
 
 class Secret:
@@ -36,25 +37,6 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret is not pickled")
-
-
-class StepStatus(StrEnum):
-    """Where one step stands; SKIPPED means that a step before it failed, or that there was no data."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-    SKIPPED = "SKIPPED"
-
-
-class Outcome(StrEnum):
-    """What a run that ended well did to the tenant's tables."""
-
-    PUBLISHED = "PUBLISHED"
-    NO_DATA = "NO_DATA"
-    SUPERSEDED = "SUPERSEDED"
 
 
 class Severity(StrEnum):

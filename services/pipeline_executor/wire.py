@@ -1,0 +1,192 @@
+"""Runs, steps and checks between this context's own shapes and its contract's messages, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from typing import Any
+
+from convergence.pipeline_executor.v1 import pipeline_executor_pb2 as pb
+from google.protobuf import json_format, struct_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.tenancy import TenantId
+from services.pipeline_executor.domain import (
+    Check,
+    Key,
+    Outcome,
+    Run,
+    RunError,
+    RunStatus,
+    Spec,
+    Step,
+    StepStatus,
+    Trigger,
+    View,
+)
+from services.pipeline_executor.templates import Pipeline
+
+
+def encode_view(view: View) -> pb.Run:
+    """A run with its steps."""
+    message = encode_run(view.run)
+    message.steps.extend(encode_step(step) for step in view.steps)
+    return message
+
+
+def encode_run(run: Run) -> pb.Run:
+    """A run without its steps."""
+    message = pb.Run(
+        pipeline_logging_id=run.key.run_id,
+        tenant_id=run.key.tenant_id,
+        provider=run.spec.provider,
+        domain=run.spec.domain,
+        template=run.spec.template,
+        start_date=run.spec.start_date.isoformat(),
+        end_date=run.spec.end_date.isoformat(),
+        status=pb.Run.Status.Value(run.status.value),
+        trigger=pb.Run.Trigger.Value(run.trigger.value),
+        user_id=run.user_id,
+        start_time=_timestamp(run.start_time),
+        end_time=_timestamp(run.end_time),
+        rows_published=run.rows_published,
+        error=_encode_error(run.error),
+        attempt=run.key.attempt,
+        superseded_by=run.superseded_by,
+    )
+    if run.outcome:
+        message.outcome = pb.Run.Outcome.Value(run.outcome.value)
+    return message
+
+
+def encode_step(step: Step) -> pb.Step:
+    """One step."""
+    return pb.Step(
+        step=step.name,
+        step_type=step.type,
+        status=pb.Step.Status.Value(step.status.value),
+        start_time=_timestamp(step.start_time),
+        end_time=_timestamp(step.end_time),
+        rows=step.rows or 0,
+        bytes=step.bytes or 0,
+        tries=step.tries,
+        error=_encode_error(step.error),
+        attempt=step.attempt,
+    )
+
+
+def encode_check(check: Check) -> pb.DqResult:
+    """One quality result."""
+    return pb.DqResult(
+        check_name=check.name,
+        check_type=check.type,
+        severity=check.severity,
+        status=pb.DqResult.Status.Value(check.status),
+        dimension=check.dimension,
+        expected=check.expected or "",
+        actual=check.actual or "",
+        message=check.message,
+        check_time=_timestamp(check.check_time),
+        attempt=check.attempt,
+    )
+
+
+def encode_progress(view: View) -> pb.RunProgress:
+    """A run at one moment."""
+    return pb.RunProgress(run=encode_view(view), percent=view.percent, rows_read=view.rows_read)
+
+
+def encode_template(pipeline: Pipeline) -> pb.Template:
+    """A template."""
+    return pb.Template(
+        provider=pipeline.provider,
+        domain=pipeline.domain,
+        template=pipeline.template,
+        description=pipeline.description,
+        tables=pipeline.tables,
+        parameters=[
+            pb.Template.Parameter(name=item.name, type=item.type, required=item.required, description=item.description)
+            for item in pipeline.parameters
+        ],
+        steps=[step.name for step in pipeline.steps],
+    )
+
+
+def decode_progress(message: pb.RunProgress) -> View:
+    """What another executor says of a run; only what a watcher is shown, its parameters are not among it."""
+    return View(
+        _decode_run(message.run),
+        tuple(_decode_step(step, position) for position, step in enumerate(message.run.steps)),
+        message.percent,
+        message.rows_read,
+    )
+
+
+def decode_struct(message: struct_pb2.Struct) -> Mapping[str, Any]:
+    """A JSON object."""
+    return json_format.MessageToDict(message)
+
+
+def _decode_run(message: pb.Run) -> Run:
+    return Run(
+        key=Key(TenantId(message.tenant_id), message.pipeline_logging_id, message.attempt),
+        spec=Spec(
+            message.provider,
+            message.domain,
+            message.template,
+            date.fromisoformat(message.start_date),
+            date.fromisoformat(message.end_date),
+        ),
+        status=RunStatus(pb.Run.Status.Name(message.status)),
+        trigger=Trigger(pb.Run.Trigger.Name(message.trigger)),
+        owner="",
+        fingerprint="",
+        start_time=message.start_time.ToDatetime(UTC),
+        user_id=message.user_id if message.HasField("user_id") else None,
+        outcome=Outcome(pb.Run.Outcome.Name(message.outcome)) if message.outcome else None,
+        end_time=_time(message, "end_time"),
+        rows_published=message.rows_published,
+        superseded_by=message.superseded_by,
+        error=_decode_error(message),
+    )
+
+
+def _decode_step(message: pb.Step, position: int) -> Step:
+    return Step(
+        attempt=message.attempt,
+        position=position,
+        name=message.step,
+        type=message.step_type,
+        status=StepStatus(pb.Step.Status.Name(message.status)),
+        tries=message.tries,
+        rows=message.rows,
+        bytes=message.bytes,
+        start_time=_time(message, "start_time"),
+        end_time=_time(message, "end_time"),
+        error=_decode_error(message),
+    )
+
+
+def _encode_error(error: RunError | None) -> pb.RunError | None:
+    if error is None:
+        return None
+    return pb.RunError(reason=error.reason, message=error.message, retryable=error.retryable)
+
+
+def _decode_error(message: pb.Run | pb.Step) -> RunError | None:
+    if not message.HasField("error"):
+        return None
+    return RunError(message.error.reason, message.error.message, message.error.retryable)
+
+
+def _timestamp(value: datetime | None) -> Timestamp | None:
+    if value is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(value)
+    return message
+
+
+def _time(message: pb.Run | pb.Step, name: str) -> datetime | None:
+    value: Timestamp = getattr(message, name)
+    return value.ToDatetime(UTC) if message.HasField(name) else None  # type: ignore[arg-type]
