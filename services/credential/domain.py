@@ -152,7 +152,7 @@ class Credentials:
         validators: Mapping[Provider, Validator],
         now: Callable[[], datetime],
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
-        validation_timeout: timedelta = VALIDATION_TIMEOUT,
+        validation_timeout: timedelta | None = None,
     ) -> None:
         self._store = store
         self._cipher = cipher
@@ -161,7 +161,7 @@ class Credentials:
         self._validators = validators
         self._now = now
         self._new_id = new_id
-        self._timeout = validation_timeout.total_seconds()
+        self._timeout = (validation_timeout or VALIDATION_TIMEOUT).total_seconds()
         self._unfinished: set[asyncio.Task[Any]] = set()
 
     async def create(
