@@ -203,7 +203,8 @@ def decide(row: QuotaRow | None, request: QuotaRequest, now: datetime) -> tuple[
     if row is None:
         raise tenant_not_found()
     now = max(now, row.updated_at)
-    current = rolled(row, now)
+    # Forgotten first, so that what an answer says does not depend on when the row was last written.
+    current = _pruned(rolled(row, now), now)
     after: QuotaRow
     answer: QuotaAnswer
     match request:
@@ -218,13 +219,13 @@ def decide(row: QuotaRow | None, request: QuotaRequest, now: datetime) -> tuple[
         case SetState():
             after = answer = _set_state(current, request.state, now)
         case Roll():
-            after = answer = _pruned(current, now)
+            after = answer = current
         case Look():
             return row, current
     # A counter that only rolled over is not worth a write; Roll is the request to write it all the same.
     if after == (row if isinstance(request, Roll) else current):
         return row, answer
-    after = dataclasses.replace(_pruned(after, now), updated_at=now)
+    after = dataclasses.replace(after, updated_at=now)
     return after, after if isinstance(answer, QuotaRow) else answer
 
 
