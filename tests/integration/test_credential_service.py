@@ -203,7 +203,7 @@ async def test_tenants_and_roles_are_kept_apart(platform):
 
 
 async def test_a_tenant_that_leaves_takes_its_credentials_along(platform, central):
-    running = await platform(poll=0.2)
+    running = await platform(poll=1)
     mine = await running.onboard("leaver")
     for name in ("", "second"):
         await running.public().CreateCredential(post("leaver", service_account(), name=name), metadata=key(mine))
