@@ -11,7 +11,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,9 +102,13 @@ def _servicer(service: ServiceDescriptor, stand_ins: StandIns) -> object:
     def stream(method: MethodDescriptor) -> Callable[..., Any]:
         async def answer(_self: object, request: Any, context: Any) -> AsyncIterator[Any]:
             given = _answer(method, request, context, stand_ins)
-            for response in given if isinstance(given, list | Iterator) else [given]:
-                yield response
-                await asyncio.sleep(0)
+            try:
+                for response in given if isinstance(given, list | Iterator) else [given]:
+                    yield response
+                    await asyncio.sleep(0)
+            finally:
+                if isinstance(given, Generator):
+                    given.close()
 
         return answer
 
@@ -226,43 +230,48 @@ def running_services(directory: Path) -> Iterator[StandIns]:
 
 
 @contextmanager
-def running_gateway(directory: Path, **changes: Any) -> Iterator[StandIns]:
-    """The gateway and the stand-in services behind it; ``changes`` go to ``Gateway``."""
+def running_gateway(directory: Path, *, port: int, healthy: bool = True, **changes: Any) -> Iterator[StandIns]:
+    """The gateway and the stand-in services behind it; ``changes`` go to ``Gateway``.
+
+    Waits until it reports itself healthy, or, where that is not to be expected, until it answers at all.
+    """
     with running_services(directory) as stand_ins:
         docs, openapi = directory / "docs.html", directory / "openapi.json"
         docs.write_text("<html>docs</html>")
         openapi.write_text('{"openapi": "3.1.0"}')
         descriptors.write(directory / "contract.binpb")
-        port = changes.pop("port")
         stand_ins.base_url = f"http://127.0.0.1:{port}"
         gateway = Gateway(
             listen=f"127.0.0.1:{port}",
-            **{name: stand_ins.addresses[name] for name in (*CONTEXTS, "authz")},
             token_file=directory / "peers" / "gateway.token",
             descriptors=directory / "contract.binpb",
             docs=docs,
             openapi=openapi,
-            **({"cors_origins": ["http://localhost:3000"]} | changes),
+            **(
+                {name: stand_ins.addresses[name] for name in (*CONTEXTS, "authz")}
+                | {"cors_origins": ["http://localhost:3000"]}
+                | changes
+            ),
         )
         config = directory / "envoy.yaml"
         config.write_text(render(gateway))
         with (directory / "envoy.log").open("wb") as log:
             process = subprocess.Popen(command(config, concurrency=1), stdout=log, stderr=log)
         try:
-            _wait_healthy(stand_ins.base_url, process, directory / "envoy.log")
+            _wait(stand_ins.base_url, process, directory / "envoy.log", {200} if healthy else {200, 503})
             yield stand_ins
         finally:
             process.terminate()
             process.wait(_WAIT_SECONDS)
 
 
-def _wait_healthy(base_url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(base_url: str, process: subprocess.Popen[bytes], log: Path, statuses: set[int]) -> None:
     deadline = time.monotonic() + _WAIT_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
         try:
-            if httpx.get(base_url + "/health", timeout=1).status_code == 200:
+            if httpx.get(base_url + "/health", timeout=1).status_code in statuses:
                 return
         except httpx.TransportError:
             pass
