@@ -464,6 +464,9 @@ class ScheduledRun(_message.Message):
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    OCCURRENCE_COUNT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Id of the run; also its pipeline_logging_id once started."""
     config_id: _builtins.str
@@ -487,11 +490,17 @@ class ScheduledRun(_message.Message):
     reason: _builtins.str
     """Why it is in that state."""
     retry_count: _builtins.int
-    """Attempts that started and failed."""
+    """Attempts that started, failed and were followed by another."""
     max_retries: _builtins.int
-    """How many of those are allowed before it is a dead letter."""
+    """How many of those are allowed; when one more fails, it is a dead letter."""
     priority: _builtins.int
     """Its priority."""
+    attempt: _builtins.int
+    """The attempt that was started last, or comes first."""
+    error: _builtins.str
+    """What the last attempt failed with, in words."""
+    occurrence_count: _builtins.int
+    """1; more where one SKIPPED run stands for a range of missed occurrences that ends with scheduled_for."""
     @_builtins.property
     def scheduled_for(self) -> _timestamp_pb2.Timestamp:
         """When it was due."""
@@ -529,10 +538,13 @@ class ScheduledRun(_message.Message):
         not_before: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        attempt: _builtins.int = ...,
+        error: _builtins.str = ...,
+        occurrence_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "not_before", b"not_before", "scheduled_for", b"scheduled_for", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfill_id", b"backfill_id", "config_id", b"config_id", "create_time", b"create_time", "domain", b"domain", "end_date", b"end_date", "max_retries", b"max_retries", "not_before", b"not_before", "priority", b"priority", "provider", b"provider", "reason", b"reason", "retry_count", b"retry_count", "run_id", b"run_id", "scheduled_for", b"scheduled_for", "start_date", b"start_date", "state", b"state", "template", b"template", "tenant_id", b"tenant_id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "backfill_id", b"backfill_id", "config_id", b"config_id", "create_time", b"create_time", "domain", b"domain", "end_date", b"end_date", "error", b"error", "max_retries", b"max_retries", "not_before", b"not_before", "occurrence_count", b"occurrence_count", "priority", b"priority", "provider", b"provider", "reason", b"reason", "retry_count", b"retry_count", "run_id", b"run_id", "scheduled_for", b"scheduled_for", "start_date", b"start_date", "state", b"state", "template", b"template", "tenant_id", b"tenant_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
