@@ -58,7 +58,7 @@ def _advice(error: errors.Error, project_id: str) -> str:
             "BigQuery answered 403. The account that runs this needs bigquery.datasets.create, bigquery.tables.create "
             f"and bigquery.jobs.create:\n  {grant}roles/bigquery.dataEditor\n  {grant}roles/bigquery.jobUser"
         )
-    if error.reason == "STORE_OBJECT_MISSING" and CENTRAL_DATASET not in error.message:
+    if error.reason == "STORE_OBJECT_MISSING" and error.__cause__ is not None:
         return (
             f"BigQuery answered 404 in project {project_id}. Is GCP_PROJECT_ID right, and the API on?\n"
             f"  gcloud services enable bigquery.googleapis.com --project={project_id}"

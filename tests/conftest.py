@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import socket
@@ -36,14 +37,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def bigquery_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
-    """One emulator process for the session, on free ports with an empty data folder."""
-    data_dir = tmp_path_factory.mktemp("bigquery")
+@contextlib.contextmanager
+def running_emulator(data_dir: Path) -> Iterator[tuple[Emulator, subprocess.Popen[bytes]]]:
+    """An emulator process on free ports over a data folder; stopped at the end if it still runs."""
     port, grpc_port = free_port(), free_port()
     command = [sys.executable, "-m", "deploy.local.bigquery", "--data-dir", str(data_dir), "--project", "local"]
     command += ["--port", str(port), "--grpc-port", str(grpc_port)]
-    with (data_dir / "emulator.log").open("wb") as log:
+    with (data_dir / "emulator.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ), cwd=Path(__file__).parents[1])
     try:
         emulator = Emulator(f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", data_dir)
@@ -51,7 +51,7 @@ def bigquery_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emul
             wait_ready(emulator.rest, "local", timeout=60, running=lambda: process.poll() is None)
         except TimeoutError as exc:
             raise RuntimeError((data_dir / "emulator.log").read_text()) from exc
-        yield emulator
+        yield emulator, process
     finally:
         process.terminate()
         try:
@@ -59,6 +59,13 @@ def bigquery_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emul
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def bigquery_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """One emulator process for the session, on free ports with an empty data folder."""
+    with running_emulator(tmp_path_factory.mktemp("bigquery")) as (emulator, _):
+        yield emulator
 
 
 @pytest.fixture(scope="module")

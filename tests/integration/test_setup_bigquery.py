@@ -39,10 +39,10 @@ async def test_two_at_once_create_everything_once(warehouse: Warehouse) -> None:
 
 
 async def test_hot_tables_are_not_partitioned_and_logs_are(central: Warehouse) -> None:
-    for schema in (*tables.group("central"), *tables.group("x_meta"), *tables.group("helper")):
-        assert (schema.partition_by is not None) == (
-            schema.name in {"audit_log", "x_meta_step_logs", "x_meta_dq_results"}
-        ), schema.name
+    layout = {s.name: s.partition_by for name in ("central", "x_meta", "helper") for s in tables.group(name)}
+    hot = ("tenant_usage_quotas", "pipeline_execution_queue", "tenant_pipeline_configs", "x_meta_pipeline_runs")
+    assert [layout[name] for name in hot] == [None] * 4
+    assert all(layout[name] for name in ("audit_log", "x_meta_step_logs", "x_meta_dq_results"))
     table = central.client.get_table(f"{central.project_id}.tenants.audit_log")
     assert table.time_partitioning.field == "time" and table.clustering_fields == ["tenant_id"]
 
