@@ -228,6 +228,9 @@ class KeyRing:
         self._entries: Mapping[str, KeyEntry] = {}
         self._began_at: datetime | None = None
         self._fresh_at: datetime | None = None
+        # Readings are numbered: which one began after a request must not depend on how fine a clock is.
+        self._begun = 0
+        self._news = 0
         self._reading: asyncio.Task[None] | None = None
         self._forgotten: dict[str, datetime] = {}
         self._unknown: dict[str, datetime] = {}
@@ -304,7 +307,8 @@ class KeyRing:
         guessed = self._unknown.get(key_id)
         if guessed is not None and asked - guessed < REFRESH:
             return None
-        while (entry := self._entries.get(key_id)) is None and self._news_before(asked):
+        wanted = self._begun + 1
+        while (entry := self._entries.get(key_id)) is None and self._news < wanted:
             try:
                 await self.refresh()
             except Error:
@@ -312,9 +316,6 @@ class KeyRing:
         if entry is None:
             self._remember_unknown(key_id, asked)
         return entry
-
-    def _news_before(self, moment: datetime) -> bool:
-        return self._fresh_at is None or self._fresh_at < moment
 
     def _remember_unknown(self, key_id: str, now: datetime) -> None:
         if len(self._unknown) >= _MAX_UNKNOWN:
@@ -328,9 +329,10 @@ class KeyRing:
             if rest > timedelta():
                 await self._sleep(rest.total_seconds())
         self._began_at = began = self._now()
+        self._begun = number = self._begun + 1
         entries = await self._store.load(began - REMEMBER_DEAD)
         self._entries = {entry.api_key_id: entry for entry in entries}
-        self._fresh_at = began
+        self._fresh_at, self._news = began, number
 
 
 class KeyRefused(Unauthenticated):
@@ -435,6 +437,10 @@ class ApiKeys:
     async def store(self, made: NewKey, *, job_id: str) -> None:
         """Stores a minted key; the same job id twice stores it once."""
         await self._store.insert(made.key, job_id=job_id)
+
+    async def discard(self, tenant_id: str, api_key_id: str) -> None:
+        """Takes back a key that was never shown, if it was stored at all."""
+        await self._store.revoke(tenant_id, [api_key_id], self._now())
 
     async def revoke_others(self, tenant_id: str, api_key_id: str) -> None:
         """Takes back every other key of the tenant that is there now; those made later stay."""

@@ -121,14 +121,13 @@ class Onboarding:
         is at it, ``Unavailable`` (nothing is shown, a later try takes over).
         """
         hold, created = await self._take(application.tenant_id)
+        made = self._keys.mint(application.tenant_id, Role.ADMIN, name="onboarding")
         try:
-            return await self._make(application, hold, created=created)
-        except Ambiguous:
-            # Something may still arrive; the hold keeps others away from it until it lapses.
+            tables = await self._make(application, hold, made, created=created)
+        except Error as exc:
+            await self._give_up(application.tenant_id, hold, made, release=not isinstance(exc, Ambiguous))
             raise
-        except Error:
-            await self._let_go(application.tenant_id, hold)
-            raise
+        return Onboarded(made, created, tuple(tables))
 
     async def _take(self, tenant_id: TenantId) -> tuple[Hold, bool]:
         """The hold on the dataset, and whether the dataset is new."""
@@ -157,7 +156,7 @@ class Onboarding:
                 raise _in_progress(HOLD) from exc
         return hold, False
 
-    async def _make(self, application: Application, hold: Hold, *, created: bool) -> Onboarded:
+    async def _make(self, application: Application, hold: Hold, made: NewKey, *, created: bool) -> list[str]:
         tenant_id = application.tenant_id
         tables, known = await asyncio.gather(
             self._datasets.ensure_tables(tenant_id, ""), self._store.profile(tenant_id)
@@ -165,7 +164,6 @@ class Onboarding:
         if known is not None and (created or known.state in LEAVING):
             await self._give_back(known, hold, created=created)
             raise AlreadyExists("TENANT_EXISTS", "A tenant of this id exists or existed; choose another id.")
-        made = self._keys.mint(tenant_id, Role.ADMIN, name="onboarding")
         self._check_time(hold)
         await self._insert(application, hold, made)
         if not created:
@@ -178,8 +176,8 @@ class Onboarding:
             "dataset_created": created,
         }
         await self._audit("tenant.onboard", tenant_id, "tenant", tenant_id, details=details)
-        await self._finish(tenant_id, hold, made)
-        return Onboarded(made, created, tuple(tables))
+        await self._finish(tenant_id, hold)
+        return tables
 
     async def _insert(self, application: Application, hold: Hold, made: NewKey) -> None:
         """Inserts the rows; the profile last, because a tenant exists from then on."""
@@ -212,8 +210,8 @@ class Onboarding:
         )
         await self._store.follow([tenant_id])
 
-    async def _finish(self, tenant_id: TenantId, hold: Hold, made: NewKey) -> None:
-        """Swaps the hold for the mark of success; one that lost its hold takes its key back."""
+    async def _finish(self, tenant_id: TenantId, hold: Hold) -> None:
+        """Swaps the hold for the mark of success; raises if the hold was lost."""
         done = {_LABEL: None, _DONE: hold.owner}
         for _ in range(_SWAPS):
             found = await self._datasets.get(tenant_id)
@@ -228,7 +226,6 @@ class Onboarding:
             except (Aborted, Unavailable):
                 # Changed by somebody else, or done with the answer lost: reading tells.
                 continue
-        await self._keys.revoke(tenant_id, made.key.api_key_id)
         raise _in_progress(HOLD)
 
     async def _give_back(self, known: Profile, hold: Hold, *, created: bool) -> None:
@@ -242,8 +239,12 @@ class Onboarding:
             with contextlib.suppress(Error):
                 await self._datasets.relabel(tenant_id, {_LABEL: None, _DONE: hold.owner}, etag=found.etag)
 
-    async def _let_go(self, tenant_id: TenantId, hold: Hold) -> None:
-        """Ends the hold after a failure, so that a retry need not wait for it to lapse."""
+    async def _give_up(self, tenant_id: TenantId, hold: Hold, made: NewKey, *, release: bool) -> None:
+        """Takes back the key nobody will see, and lets go at once unless something sent may still arrive."""
+        with contextlib.suppress(Error):
+            await self._keys.discard(tenant_id, made.key.api_key_id)
+        if not release:
+            return
         with contextlib.suppress(Error):
             found = await self._datasets.get(tenant_id)
             current = read_hold(found) if found is not None else None

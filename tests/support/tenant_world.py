@@ -34,15 +34,20 @@ class Steps:
     taken: int = 0
     dead: bool = False
 
-    def before_effect(self) -> None:
+    def before_effect(self) -> int:
+        """The step's number; it is not taken by a dead process."""
         if self.dead:
             raise Killed
         self.taken += 1
         if self.taken == self.kill_at and not self.after:
             self._die()
+        return self.taken
 
-    def after_effect(self) -> None:
-        if self.taken == self.kill_at and self.after:
+    def after_effect(self, step: int) -> None:
+        """Nobody hears of the effect if the process died meanwhile."""
+        if self.dead:
+            raise Killed
+        if step == self.kill_at:
             self._die()
 
     def _die(self) -> None:
@@ -63,9 +68,9 @@ class _Stepping:
             return found
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            self._steps.before_effect()
+            step = self._steps.before_effect()
             result = await found(*args, **kwargs)
-            self._steps.after_effect()
+            self._steps.after_effect(step)
             return result
 
         return call
@@ -386,10 +391,10 @@ class Process:
         details: Mapping[str, Any] | None = None,
         record_id: str | None = None,
     ) -> None:
-        self.steps.before_effect()
+        step = self.steps.before_effect()
         await self.disk.turn()
         self.disk.audit.append(Recorded(action, tenant_id, object_type, object_id, details or {}, record_id))
-        self.steps.after_effect()
+        self.steps.after_effect(step)
 
     async def _sleep(self, seconds: float) -> None:
         self.disk.clock.advance(seconds=seconds)

@@ -259,9 +259,7 @@ class QuotaMachine(RuleBasedStateMachine):
             now = self.clock()
             current = rolled(row, now)
             (answer,) = self._all([self.processes[1].quotas.reserve(tenant, Reserve("last", 1, "me"))])
-            full = (
-                current.pipelines_run_today >= row.limits.daily or current.pipelines_run_month >= row.limits.monthly
-            )
+            full = current.pipelines_run_today >= row.limits.daily or current.pipelines_run_month >= row.limits.monthly
             if row.state is not TenantState.ACTIVE:
                 assert isinstance(answer, errors.FailedPrecondition)
             elif full:
@@ -295,5 +293,3 @@ def test_quotas_stay_right(faults: Faults) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
-
-
