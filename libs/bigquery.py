@@ -8,11 +8,8 @@ except through ``TableRef``; every write has a job id of ours, so that its outco
 from __future__ import annotations
 
 import asyncio
-import base64
 import concurrent.futures
 import functools
-import importlib.resources
-import json
 import random
 import re
 import threading
@@ -21,114 +18,47 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google.auth
 import grpc
-import requests
 from google.api_core import exceptions as api
 from google.api_core.client_options import ClientOptions
 from google.api_core.retry import Retry
-from google.auth import exceptions as auth
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.cloud import bigquery
 from requests.adapters import HTTPAdapter
 
 from libs import errors
+from libs.bigquery_errors import TRANSIENT, is_conflict, to_domain_error
+from libs.statements import PLACEHOLDER, Scalar, Sql, TableRef, Typed, Value, parameter, rows_param
 from libs.tables import TableSchema
 
 if TYPE_CHECKING:
     from libs.settings import ServiceSettings
 
-type Scalar = str | int | bool | float | Decimal | date | datetime | bytes
-type Value = Scalar | Typed | Sequence[Scalar] | None
+__all__ = [
+    "Dataset",
+    "Scalar",
+    "Sql",
+    "TableRef",
+    "Typed",
+    "Value",
+    "Warehouse",
+    "build_client",
+    "connect",
+    "is_conflict",
+    "new_job_id",
+    "rows_param",
+    "to_domain_error",
+]
 
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,1023}", re.ASCII)
-_PROJECT = re.compile(r"(?:[a-z0-9.-]{1,60}:)?[a-z][a-z0-9-]{0,61}[a-z0-9]", re.ASCII)
-_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
-_ASSERTION = re.compile(r"assert:([A-Z][A-Z0-9_]*)")
-_CONFLICT = re.compile(
-    r"could not serialize access|due to concurrent update|Failed to commit DuckLake transaction|Transaction conflict",
-    re.IGNORECASE,
-)
-_QUEUE_FULL = re.compile(r"too many DML statements outstanding", re.IGNORECASE)
-_RATE_REASONS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded", "quotaExceeded"})
-_TRANSIENT = (
-    api.ServerError,
-    api.TooManyRequests,
-    api.RetryError,
-    requests.exceptions.ConnectionError,
-    requests.exceptions.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-    concurrent.futures.TimeoutError,
-    auth.TransportError,
-    ConnectionError,
-)
 _LABEL = re.compile(r"[^a-z0-9_-]")
 _HTTP_SECONDS = 20.0
 # None switches the client's own retries off; its annotations leave that out.
 _NO_RETRY: Any = None
 _RETRY: Retry = bigquery.DEFAULT_RETRY.with_timeout(_HTTP_SECONDS)
-
-
-@dataclass(frozen=True, slots=True)
-class Typed:
-    """A parameter whose type its value does not show: ``Typed("DATE", None)``, ``Typed("TIMESTAMP", [])``."""
-
-    type: str
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class TableRef:
-    """A table by name, each part checked to be an identifier; without a dataset it is bound by the statement's."""
-
-    table: str
-    dataset: str | None = None
-    project: str | None = None
-
-    def __post_init__(self) -> None:
-        names = [self.table] if self.dataset is None else [self.table, self.dataset]
-        if not all(_IDENTIFIER.fullmatch(name) for name in names):
-            raise ValueError(f"not a table: {self!r}")
-        if self.project is not None and (self.dataset is None or not _PROJECT.fullmatch(self.project)):
-            raise ValueError(f"not a table: {self!r}")
-
-    @classmethod
-    def parse(cls, text: str) -> TableRef:
-        """Reads ``table``, ``dataset.table`` or ``project.dataset.table``; ``ValueError`` for anything else."""
-        parts = text.split(".")
-        if len(parts) > 3:
-            raise ValueError(f"not a table: {text!r}")
-        return cls(*reversed(parts))
-
-    def quoted(self) -> str:
-        """The name as SQL writes it, in backticks."""
-        parts = [part for part in (self.project, self.dataset, self.table) if part is not None]
-        return "`" + ".".join(parts) + "`"
-
-
-@dataclass(frozen=True, slots=True)
-class Sql:
-    """The text of one ``.sql`` file, a statement or a script, and the name it is counted and labelled by."""
-
-    name: str
-    text: str
-
-    @classmethod
-    def load(cls, package: str, name: str) -> Sql:
-        """Reads ``name`` (``sql/read_quotas.sql``) beside the modules of ``package`` (``services.tenant``)."""
-        text = importlib.resources.files(package).joinpath(name).read_text("utf-8")
-        return cls(f"{package}/{name}", text)
-
-    def with_tables(self, **tables: TableRef) -> Sql:
-        """Puts quoted table names for ``{name}``; ``ValueError`` if names and placeholders differ."""
-        if set(_PLACEHOLDER.findall(self.text)) != set(tables):
-            raise ValueError(f"{self.name} has placeholders {sorted(set(_PLACEHOLDER.findall(self.text)))}")
-        return Sql(self.name, _PLACEHOLDER.sub(lambda match: tables[match[1]].quoted(), self.text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,40 +74,6 @@ class Dataset:
 def new_job_id(prefix: str = "cv") -> str:
     """A job id nobody else has."""
     return f"{prefix}-{uuid.uuid4().hex}"
-
-
-def rows_param(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The JSON text of a batch for the ``@rows`` parameter; read in SQL with ``JSON_VALUE`` and a CAST.
-
-    Times become ISO 8601 in UTC, decimals text, bytes base64, and nested lists and objects JSON text of their own
-    (``JSON_VALUE`` reads scalars only). None stays null.
-    """
-    return json.dumps([{key: _json_value(value) for key, value in row.items()} for row in rows], separators=(",", ":"))
-
-
-def _json_value(value: Any) -> Any:
-    match value:
-        case None | bool() | int() | float():
-            return value
-        case str():
-            return str(value)
-        case datetime():
-            return _utc(value).isoformat(timespec="microseconds")
-        case date():
-            return value.isoformat()
-        case Decimal():
-            return format(value, "f")
-        case bytes():
-            return base64.b64encode(value).decode("ascii")
-        case Mapping() | list() | tuple():
-            return json.dumps(value, default=_json_value, separators=(",", ":"), sort_keys=True)
-    raise TypeError(f"no JSON form for {type(value).__name__}")
-
-
-def _utc(value: datetime) -> datetime:
-    if value.tzinfo is None:
-        raise TypeError("a time without a zone")
-    return value.astimezone(UTC)
 
 
 def build_client(
@@ -220,96 +116,6 @@ def connect(settings: ServiceSettings, *, max_workers: int = 16) -> Warehouse:
     channel = grpc.insecure_channel(storage) if storage else None
     labels = {"service": settings.service} if settings.service else None
     return Warehouse(client, storage_channel=channel, max_workers=max_workers, labels=labels)
-
-
-def is_conflict(exc: BaseException) -> bool:
-    """True if the statement lost against another one and changed nothing; BigQuery's and the emulator's texts."""
-    if isinstance(exc, errors.Aborted):
-        return exc.reason == "STORE_CONFLICT"
-    return isinstance(exc, api.GoogleAPICallError) and bool(_CONFLICT.search(str(exc)))
-
-
-def _reasons(exc: api.GoogleAPICallError) -> set[str]:
-    return {str(item.get("reason", "")) for item in exc.errors if isinstance(item, Mapping)}
-
-
-def to_domain_error(exc: BaseException, what: str) -> errors.Error:
-    """The domain error for a failure of the client library while doing ``what``; its text says what to do."""
-    if isinstance(exc, errors.Error):
-        return exc
-    if isinstance(exc, _TRANSIENT) and not isinstance(exc, api.GoogleAPICallError):
-        return errors.Unavailable("STORE_UNAVAILABLE", "The store did not answer; try again.", statement=what)
-    if isinstance(exc, auth.GoogleAuthError):
-        return errors.FailedPrecondition(
-            "STORE_ACCESS_DENIED", "The store refused the service's own credentials: check its service account."
-        )
-    if not isinstance(exc, api.GoogleAPICallError):
-        return errors.Internal("STORE_REJECTED", "The store could not be used.", statement=what)
-    return _from_call_error(exc, what)
-
-
-def _from_call_error(exc: api.GoogleAPICallError, what: str) -> errors.Error:
-    text, reasons = str(exc), _reasons(exc)
-    if assertion := _ASSERTION.search(text):
-        return errors.Aborted(assertion[1], "The state changed meanwhile; nothing was written.", statement=what)
-    if is_conflict(exc):
-        return errors.Aborted("STORE_CONFLICT", "Another write came first; read again.", statement=what)
-    if _QUEUE_FULL.search(text) or reasons & _RATE_REASONS or isinstance(exc, api.TooManyRequests):
-        return errors.Unavailable("STORE_RATE_LIMITED", "The store is at its rate limit; try again.", statement=what)
-    if "bytesBilledLimitExceeded" in reasons:
-        return errors.FailedPrecondition(
-            "STORE_BYTES_LIMIT", "The query would read more than maximum_bytes_billed allows.", statement=what
-        )
-    if isinstance(exc, api.NotFound):
-        return errors.FailedPrecondition(
-            "STORE_OBJECT_MISSING",
-            "A dataset or table does not exist yet: run `make setup-bigquery`, or store the tenant's credential first.",
-            statement=what,
-        )
-    if isinstance(exc, api.Forbidden | api.Unauthorized):
-        return errors.FailedPrecondition(
-            "STORE_ACCESS_DENIED",
-            "BigQuery refused access: grant roles/bigquery.dataEditor and roles/bigquery.jobUser to the service.",
-            statement=what,
-        )
-    if isinstance(exc, api.ServerError):
-        return errors.Unavailable("STORE_UNAVAILABLE", "The store did not answer; try again.", statement=what)
-    return errors.Internal("STORE_REJECTED", "The store refused a statement.", statement=what)
-
-
-def _parameter(name: str, value: Value) -> bigquery.ScalarQueryParameter | bigquery.ArrayQueryParameter:
-    if isinstance(value, Typed):
-        if isinstance(value.value, list | tuple):
-            return bigquery.ArrayQueryParameter(name, value.type, list(value.value))
-        return bigquery.ScalarQueryParameter(name, value.type, value.value)
-    if isinstance(value, list | tuple | set | frozenset):
-        items = [_scalar(item) for item in value]
-        return bigquery.ArrayQueryParameter(name, items[0][0] if items else "STRING", [item for _, item in items])
-    kind, scalar = _scalar(value)
-    return bigquery.ScalarQueryParameter(name, kind, scalar)
-
-
-def _scalar(value: Any) -> tuple[str, Any]:
-    match value:
-        case None:
-            return "STRING", None
-        case str():
-            return "STRING", str(value)
-        case bool():
-            return "BOOL", value
-        case int():
-            return "INT64", value
-        case float():
-            return "FLOAT64", value
-        case Decimal():
-            return "NUMERIC", value
-        case datetime():
-            return "TIMESTAMP", _utc(value)
-        case date():
-            return "DATE", value
-        case bytes():
-            return "BYTES", value
-    raise TypeError(f"no query parameter type for {type(value).__name__}")
 
 
 def _label(text: str) -> str:
@@ -463,12 +269,12 @@ class Warehouse:
         params: Mapping[str, Value] | None,
         labels: Mapping[str, str] | None,
     ) -> bigquery.QueryJobConfig:
-        if left := _PLACEHOLDER.findall(sql.text):
+        if left := PLACEHOLDER.findall(sql.text):
             raise ValueError(f"{sql.name}: no table given for {left}")
         statement = sql.name.rpartition("/")[2].removesuffix(".sql")
         config = bigquery.QueryJobConfig(
             default_dataset=bigquery.DatasetReference(self.project_id, dataset),
-            query_parameters=[_parameter(name, value) for name, value in (params or {}).items()],
+            query_parameters=[parameter(name, value) for name, value in (params or {}).items()],
             use_query_cache=False,
             maximum_bytes_billed=self._bytes,
         )
@@ -522,7 +328,7 @@ class Warehouse:
             except Exception as exc:
                 if job is not None and job.state == "DONE" and job.error_result:
                     raise _failed(to_domain_error(exc, what)) from exc
-                if not isinstance(exc, _TRANSIENT):
+                if not isinstance(exc, TRANSIENT):
                     raise to_domain_error(exc, what) from exc
                 if deadline.left() <= pause:
                     raise errors.Ambiguous(
@@ -538,7 +344,7 @@ class Warehouse:
     def _find(self, job_id: str, deadline: _Deadline) -> Any:
         try:
             return self.client.get_job(job_id, retry=_NO_RETRY, timeout=deadline.http())
-        except (api.NotFound, *_TRANSIENT):
+        except (api.NotFound, *TRANSIENT):
             return None
 
     # ---------------------------------------------------------------- datasets and tables
