@@ -17,7 +17,7 @@ import pytest
 from google.cloud import bigquery
 
 from tests.support.billing import Customer, row, schema
-from tests.support.stack import Stack, Tenant, source_totals
+from tests.support.stack import Stack, Tenant, source_totals, until
 
 DATASET, TABLE = "exports", "gcp_billing_export_v1_ABCDEF_012345_6789AB"
 
@@ -155,7 +155,7 @@ def test_an_unknown_currency_fails_and_changes_nothing(tenant: Tenant, customer:
     failed = [check for check in tenant.call("GET", path)["dq_results"] if check["status"] == "FAIL"]
     assert [check["check_name"] for check in failed] == ["currency_known"]
     assert tenant.stored("2025-03-03") == before
-    assert tenant.usage()["concurrent"]["used"] == 0
+    until(lambda: tenant.usage()["concurrent"]["used"], lambda used: used == 0, timeout=15, what="it is settled")
 
 
 def test_the_one_export_of_the_keys_project_is_found_without_a_source(stack: Stack, customer: Customer) -> None:
