@@ -94,7 +94,7 @@ class Policy:
     """Waiting this long is worth one level of priority."""
     max_age: timedelta = timedelta(days=7)
     """A run that could not be started for so long is skipped."""
-    backfill_max_age: timedelta = timedelta(days=180)
+    backfill_max_age: timedelta = timedelta(days=200)
     backfill_step: timedelta = timedelta(hours=12)
     """Each date of a backfill begins to age so much later than the one before: an old one cannot crowd out the rest."""
     backfill_priority: int = 0
@@ -706,8 +706,12 @@ class Tenants(Protocol):
         """What each tenant could start now."""
         ...
 
-    async def check_active(self, tenant_id: TenantId) -> None:
-        """Raises ``NotFound`` for a tenant that is not there, ``FailedPrecondition`` for one that is leaving."""
+    async def check_exists(self, tenant_id: TenantId) -> None:
+        """Raises ``NotFound(TENANT_NOT_FOUND)`` for a tenant that is not there."""
+        ...
+
+    async def check_staying(self, tenant_id: TenantId) -> None:
+        """Raises as ``check_exists``, and ``FailedPrecondition`` for a tenant that is leaving."""
         ...
 
     async def reset_daily_quotas(self) -> int:

@@ -1,8 +1,9 @@
 """The queue's loop: settle what ended, claim what may run, start it, until nothing is left or the time is up.
 
-Called by the CronJob every five minutes; any number of loops may run at once. The invariants: a run is started by whoever
-holds its claim, under its attempt's number, which the executor starts once; everything is written over the version it
-was read with, so a loop that slept past its claim changes nothing; one tenant's trouble never stops another's turn.
+Called by the CronJob every five minutes; any number of loops may run at once. The invariants: a run is started by
+whoever holds its claim, under its attempt's number, which the executor starts once; everything is written over the
+version it was read with, so a loop that slept past its claim changes nothing; one tenant's trouble never stops
+another's turn.
 """
 
 from __future__ import annotations
@@ -138,8 +139,11 @@ class Loop:
         )
         settled = await self._settle(claimed, seen, done)
         await self._shelve(backlog, allowances, done)
-        slots = {each.tenant_id: allowances[each.tenant_id].slots for each in wanting if each.tenant_id in allowances}
-        slots = {tenant_id: count for tenant_id, count in slots.items() if count > 0}
+        slots = {
+            str(each.tenant_id): allowances[each.tenant_id].slots
+            for each in wanting
+            if each.tenant_id in allowances and allowances[each.tenant_id].slots > 0
+        }
         started, size = await self._start(slots, size, asked, done) if slots else (0, size)
         running = sum(item.state is State.CLAIMED for item in settled) + started
         # A row that only waits for its tenant's concurrency can run any moment.

@@ -2,30 +2,106 @@
 
 from __future__ import annotations
 
-from convergence.scheduler.v1 import scheduler_pb2_grpc
-from convergence.tenant.v1 import tenant_pb2_grpc
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from convergence.pipeline_executor.v1 import pipeline_executor_pb2_grpc as executor_rpc
+from convergence.scheduler.v1 import scheduler_pb2_grpc as rpc
+from convergence.tenant.v1 import tenant_pb2_grpc as tenant_rpc
 
 from libs import grpc_client
+from libs.audit import AuditLog
+from libs.bigquery import Warehouse, connect
 from libs.grpc_server import Server, build_server, run
-from services.scheduler.clients import Keys
-from services.scheduler.servicer import ScheduleServicer
+from libs.pages import Pages
+from services.scheduler.backfills import Backfills
+from services.scheduler.clients import RETRIED, ExecutorClient, Keys, TenantsClient
+from services.scheduler.domain import Executor, Policy, Tenants
+from services.scheduler.housekeeping import Housekeeping
+from services.scheduler.loop import Loop
+from services.scheduler.reports import Journal, Reports
+from services.scheduler.runs import Runs
+from services.scheduler.schedules import Calendar
+from services.scheduler.servicer import ScheduleServicer, UseCases
 from services.scheduler.settings import Settings
+from services.scheduler.store import BigQueryQueue, BigQueryRecords, BigQuerySchedules
+from services.scheduler.trail import Trail
+from services.scheduler.trigger import Triggers
 
 
-def build(settings: Settings) -> Server:
+def utc_now() -> datetime:
+    """The time by this machine's clock."""
+    return datetime.now(UTC)
+
+
+def build(
+    settings: Settings,
+    *,
+    warehouse: Warehouse | None = None,
+    executor: Executor | None = None,
+    tenants: Tenants | None = None,
+    now: Callable[[], datetime] = utc_now,
+    policy: Policy | None = None,
+) -> Server:
     """Returns the scheduler's server, not started; tests pass fakes for what they replace."""
-    token = settings.peers().own_token
-    tenant = grpc_client.channel(
-        settings.tenant_address, token=token, idempotent=["convergence.tenant.v1.TenantAuthService"]
+    token, policy = settings.peers().own_token, policy or Policy()
+    tenant_channel = grpc_client.channel(settings.tenant_address, token=token, idempotent=RETRIED)
+    executor_channel = grpc_client.channel(settings.pipeline_executor_address, token=token, idempotent=RETRIED)
+    keys = Keys(tenant_rpc.TenantAuthServiceStub(tenant_channel))
+    tenants = tenants or TenantsClient(
+        tenant_rpc.TenantQuotaServiceStub(tenant_channel), tenant_rpc.TenantLifecycleServiceStub(tenant_channel)
     )
-    keys = Keys(tenant_pb2_grpc.TenantAuthServiceStub(tenant))
+    executor = executor or ExecutorClient(executor_rpc.PipelineDispatchServiceStub(executor_channel))
+
+    store = warehouse or connect(settings)
+    schedules, queue, records = BigQuerySchedules(store), BigQueryQueue(store), BigQueryRecords(store)
+    audit = AuditLog(store)
+    trail = Trail(audit, now)
+    triggers = Triggers(schedules, now=now, policy=policy)
+    calendar = Calendar(schedules, queue, records, tenants, triggers, trail, now=now, policy=policy)
+    housekeeping = Housekeeping(schedules, queue, records, executor, tenants, now=now, policy=policy)
+    loop = Loop(
+        queue,
+        executor,
+        tenants,
+        now=now,
+        policy=policy,
+        batch=settings.claim_batch,
+        parallel=settings.start_parallelism,
+    )
+    use = UseCases(
+        triggers=triggers,
+        loop=loop,
+        housekeeping=housekeeping,
+        journal=Journal(records, now=now),
+        reports=Reports(records, now=now, policy=policy),
+        calendar=calendar,
+        runs=Runs(queue, records, executor, trail, now=now, policy=policy),
+        backfills=Backfills(queue, records, tenants, trail, now=now, policy=policy),
+        tenants=tenants,
+    )
+    servicer = ScheduleServicer(use, Pages(settings.page_secret(), default_size=100))
+
     server = build_server(
         settings,
-        public=[(scheduler_pb2_grpc.add_ScheduleServiceServicer_to_server, ScheduleServicer())],
+        public=[(rpc.add_ScheduleServiceServicer_to_server, servicer)],
         authenticate=keys.authenticate,
     )
-    server.on_stop(tenant.close)
+    server.background("offboarding", housekeeping.offboard_forever)
+    if warehouse is None:
+        server.on_stop(_closing(store))
+    server.on_stop(tenant_channel.close)
+    server.on_stop(executor_channel.close)
+    server.on_stop(audit.close)
+    server.on_stop(calendar.close)
     return server
+
+
+def _closing(warehouse: Warehouse) -> Callable[[], Awaitable[None]]:
+    async def close() -> None:
+        warehouse.close()
+
+    return close
 
 
 def main() -> None:
