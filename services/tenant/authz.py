@@ -124,6 +124,7 @@ class Endpoint:
         listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, int(port)))
+        listener.listen(2_048)
         self.address = f"{self.address.rpartition(':')[0]}:{listener.getsockname()[1]}"
         config = uvicorn.Config(
             self._application,

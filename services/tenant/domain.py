@@ -8,6 +8,7 @@ anyone: first the row that says what is wanted, then what follows from it. ``Ten
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from libs.errors import Error, FailedPrecondition, InvalidArgument
+from libs.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument
 from libs.tenancy import TenantId, tenant_not_found
 from services.tenant.audit import Audit
 from services.tenant.quotas import Limits, Plan, QuotaRows, SetPlan, SetState, TenantState
@@ -436,8 +437,10 @@ class Tenants:
         await self.must_stay(tenant_id)
         name, created = TenantId.parse(tenant_id), False
         if await self._datasets.get(name) is None:
-            await self._datasets.create(name, {"managed_by": "convergence"})
-            created = True
+            # Somebody else may be quicker; both then make the tables.
+            with contextlib.suppress(AlreadyExists):
+                await self._datasets.create(name, {"managed_by": "convergence"})
+                created = True
         made = await self._datasets.ensure_tables(name, provider)
         now = self._now()
         self._verified = {key: at for key, at in self._verified.items() if now - at < _VERIFIED}
