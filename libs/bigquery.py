@@ -326,10 +326,11 @@ class Warehouse:
                         job = self.client.get_job(job_id, retry=_NO_RETRY, timeout=deadline.http())
                 return job.result(retry=_NO_RETRY, timeout=max(0.5, deadline.left()), **_no_job_retry(job))
             except Exception as exc:
-                if job is not None and job.state == "DONE" and job.error_result:
-                    raise _failed(to_domain_error(exc, what)) from exc
-                if not isinstance(exc, TRANSIENT):
-                    raise to_domain_error(exc, what) from exc
+                error = to_domain_error(exc, what)
+                if is_conflict(error) or (job is not None and job.state == "DONE" and job.error_result):
+                    raise _failed(error) from exc
+                if not isinstance(error, errors.Unavailable):
+                    raise error from exc
                 if deadline.left() <= pause:
                     raise errors.Ambiguous(
                         "STORE_OUTCOME_UNKNOWN",
@@ -337,7 +338,7 @@ class Warehouse:
                         statement=what,
                         job_id=job_id,
                     ) from exc
-                job = self._find(job_id, deadline)
+                job = self._find(job_id, deadline)  # did the job fail, or only the question?
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(2.0, pause * 2)
 
