@@ -328,17 +328,22 @@ class Tenants:
 
         Raises ``NotFound``, ``FailedPrecondition(TENANT_OFFBOARDING)``.
         """
-        if edit != Edit():
-            await self._profiles.ask(tenant_id, edit)
-        if plan is not None:
-            await self._quotas.ask(tenant_id, SetPlan(plan))
-            await self._store.follow([tenant_id])
+        await asyncio.gather(self._edit(tenant_id, edit), self._set_plan(tenant_id, plan))
         details = {name: value for name, value in dataclasses.asdict(edit).items() if value is not None}
         if plan is not None:
             details["subscription_plan"] = plan.value
-        tenant = await self.get(tenant_id)
-        await self._audit("tenant.update", tenant_id, "tenant", tenant_id, details=details)
-        return tenant
+        if not details:
+            return await self.get(tenant_id)
+        return await self._answer("tenant.update", tenant_id, details)
+
+    async def _edit(self, tenant_id: str, edit: Edit) -> None:
+        if edit != Edit():
+            await self._profiles.ask(tenant_id, edit)
+
+    async def _set_plan(self, tenant_id: str, plan: Plan | None) -> None:
+        if plan is not None:
+            await self._quotas.ask(tenant_id, SetPlan(plan))
+            await self._store.follow([tenant_id])
 
     async def suspend(self, tenant_id: str, reason: str) -> Tenant:
         """Nothing new starts from here on. Raises ``NotFound``, ``FailedPrecondition(TENANT_OFFBOARDING)``."""
@@ -349,10 +354,10 @@ class Tenants:
         return await self._switch(tenant_id, TenantState.ACTIVE, "", "tenant.reactivate")
 
     async def _switch(self, tenant_id: str, state: TenantState, reason: str, action: str) -> Tenant:
-        await self._quotas.ask(tenant_id, SetState(state))
-        await self._profiles.ask(tenant_id, Note(state, reason))
-        await self._audit(action, tenant_id, "tenant", tenant_id, details={"reason": reason} if reason else {})
-        return await self.get(tenant_id)
+        await asyncio.gather(
+            self._quotas.ask(tenant_id, SetState(state)), self._profiles.ask(tenant_id, Note(state, reason))
+        )
+        return await self._answer(action, tenant_id, {"reason": reason} if reason else {})
 
     async def offboard(self, tenant_id: str, *, delete_dataset: bool) -> Tenant:
         """Keys and leases are dead when this answers; the rest follows as the other contexts confirm.
@@ -362,9 +367,14 @@ class Tenants:
         profile = await self._profiles.ask(tenant_id, Offboard(delete_dataset))
         if profile.state is not TenantState.DELETED:
             await self._cut_off(tenant_id)
-        details = {"delete_dataset": delete_dataset}
-        await self._audit("tenant.delete", tenant_id, "tenant", tenant_id, details=details)
-        return await self.get(tenant_id)
+        return await self._answer("tenant.delete", tenant_id, {"delete_dataset": delete_dataset})
+
+    async def _answer(self, action: str, tenant_id: str, details: Mapping[str, object]) -> Tenant:
+        """The tenant as a change left it, once that change is on record."""
+        tenant, _ = await asyncio.gather(
+            self.get(tenant_id), self._audit(action, tenant_id, "tenant", tenant_id, details=details)
+        )
+        return tenant
 
     async def _cut_off(self, tenant_id: str) -> None:
         await asyncio.gather(

@@ -176,7 +176,9 @@ class KeyStore(Protocol):
 
     async def get(self, tenant_id: str, api_key_id: str) -> ApiKey | None: ...
 
-    async def lineage(self, tenant_id: str, lineage_id: str) -> Sequence[ApiKey]: ...
+    async def family(self, tenant_id: str, api_key_id: str) -> Sequence[ApiKey]:
+        """The key and all others of its lineage, newest first; none if there is no such key."""
+        ...
 
     async def page(self, tenant_id: str, after: tuple[datetime, str] | None, limit: int) -> Sequence[ApiKey]:
         """Up to ``limit`` keys, newest first, after the one made at that time with that id."""
@@ -429,7 +431,7 @@ class ApiKeys:
         Raises ``NotFound(API_KEY_NOT_FOUND)``.
         """
         await self._store.revoke(tenant_id, [api_key_id], self._now())
-        key = await self._get(tenant_id, api_key_id)
+        key = _found(await self._store.get(tenant_id, api_key_id))
         self._ring.forget([api_key_id])
         await self._audit("api_key.revoke", tenant_id, "api_key", api_key_id, details=_shown(key))
         return key
@@ -461,10 +463,10 @@ class ApiKeys:
         ``Aborted(API_KEY_CHANGED)``.
         """
         now = self._now()
-        old = await self._get(tenant_id, api_key_id)
+        family = await self._store.family(tenant_id, api_key_id)
+        old = _found(next((key for key in family if key.api_key_id == api_key_id), None))
         if not old.live(now):
             raise FailedPrecondition("API_KEY_NOT_LIVE", "Only a key that is ACTIVE can be rotated.")
-        family = await self._store.lineage(tenant_id, old.lineage_id)
         others = [key for key in family if key.api_key_id != api_key_id and key.live(now)]
         # Only ever fewer keys of a lineage live on than were read: the swap of `old` guards the one that is added.
         if len(others) > 1 or (others and overlap):
@@ -496,11 +498,11 @@ class ApiKeys:
         except Error:
             self._ring.used = used | self._ring.used
 
-    async def _get(self, tenant_id: str, api_key_id: str) -> ApiKey:
-        key = await self._store.get(tenant_id, api_key_id)
-        if key is None:
-            raise NotFound("API_KEY_NOT_FOUND", "API key not found.")
-        return key
+
+def _found(key: ApiKey | None) -> ApiKey:
+    if key is None:
+        raise NotFound("API_KEY_NOT_FOUND", "API key not found.")
+    return key
 
 
 def _shown(key: ApiKey) -> Mapping[str, Any]:

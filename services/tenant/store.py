@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -312,9 +313,10 @@ class BigQueryTenantStore(_Central):
 
     async def follow(self, tenant_ids: Collection[str]) -> None:
         """Makes subscription and profile say what the quota row says."""
-        keys = list(tenant_ids)
-        await self._write("follow_subscriptions", keys=keys, now=self._now())
-        await self._write("follow_profiles", keys=keys, now=self._now())
+        keys, now = list(tenant_ids), self._now()
+        await asyncio.gather(
+            self._write("follow_subscriptions", keys=keys, now=now), self._write("follow_profiles", keys=keys, now=now)
+        )
 
     async def audit_page(
         self, tenant_id: str, before: tuple[datetime, str] | None, limit: int, *, action: str
@@ -398,9 +400,9 @@ class BigQueryKeyStore(_Central):
         found = await self._list(tenant_id, api_key_id=api_key_id, limit=1) if api_key_id else []
         return found[0] if found else None
 
-    async def lineage(self, tenant_id: str, lineage_id: str) -> Sequence[ApiKey]:
-        """A key's family, newest first; the hundred newest hold all that can be live."""
-        return await self._list(tenant_id, lineage_id=lineage_id, limit=100)
+    async def family(self, tenant_id: str, api_key_id: str) -> Sequence[ApiKey]:
+        """A key and the others of its lineage."""
+        return await self._list(tenant_id, family_of=api_key_id, limit=1_000) if api_key_id else []
 
     async def live(self, tenant_id: str, now: datetime) -> Sequence[str]:
         """Ids of the tenant's live keys."""
@@ -416,7 +418,7 @@ class BigQueryKeyStore(_Central):
         *,
         limit: int,
         api_key_id: str = "",
-        lineage_id: str = "",
+        family_of: str = "",
         after: tuple[datetime, str] | None = None,
     ) -> list[ApiKey]:
         before, after_id = after or (None, "")
@@ -424,7 +426,7 @@ class BigQueryKeyStore(_Central):
             "list_api_keys",
             tenant_id=tenant_id,
             api_key_id=api_key_id,
-            lineage_id=lineage_id,
+            family_of=family_of,
             before=_timestamp(before),
             after_id=after_id,
             limit=limit,

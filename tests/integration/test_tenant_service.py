@@ -14,7 +14,7 @@ from convergence.tenant.v1 import tenant_pb2 as pb
 from convergence.tenant.v1 import tenant_pb2_grpc as pb_grpc
 
 from libs import errors
-from libs.bigquery import Warehouse
+from libs.bigquery import Sql, Warehouse
 from tests.support.tenant import Replica, key, make_settings
 
 
@@ -149,3 +149,139 @@ async def test_fifty_onboardings_of_one_id_make_one_tenant(replica: Replica, cen
     assert set(answers) - set(made) <= {"ALREADY_EXISTS", "ABORTED"}
     keys = await replica.public().ListApiKeys(pb.ListApiKeysRequest(tenant_id="wanted"), metadata=key(made[0]))
     assert [item.api_key_id for item in keys.api_keys] == [made[0].split("_")[2]]
+
+
+async def call_code(work: grpc.aio.UnaryUnaryCall) -> str:
+    """OK, or the code the call failed with."""
+    try:
+        await work
+    except grpc.aio.AioRpcError as exc:
+        return exc.code().name
+    return "OK"
+
+
+async def test_plan_suspension_and_their_rows(replica: Replica, central: Warehouse) -> None:
+    text = await onboard(replica, "changing")
+    public = replica.public()
+    change = pb.UpdateTenantRequest(tenant_id="changing", company_name="New", subscription_plan=pb.Tenant.SCALE)
+    tenant = await public.UpdateTenant(change, metadata=key(text))
+    assert (tenant.company_name, tenant.daily_limit, tenant.subscription_plan) == ("New", 100, pb.Tenant.SCALE)
+    assert tenant.update_time.ToDatetime() > tenant.create_time.ToDatetime()
+    suspend = pb.SuspendTenantRequest(tenant_id="changing", reason="unpaid")
+    assert (await public.SuspendTenant(suspend, metadata=key())).state == pb.Tenant.SUSPENDED
+    assert await call_code(public.SuspendTenant(suspend, metadata=key(text))) == "PERMISSION_DENIED"
+    assert (await public.GetTenant(pb.GetTenantRequest(tenant_id="changing"), metadata=key(text))).daily_limit == 100
+
+    quota = replica.internal(pb_grpc.TenantQuotaServiceStub)
+    wanted = pb.ReserveRunRequest(tenant_id="changing", run_id=str(uuid.uuid4()), attempt=1, owner="me")
+    with pytest.raises(errors.FailedPrecondition) as refused:
+        await quota.ReserveRun(wanted)
+    assert refused.value.reason == "SUBSCRIPTION_INACTIVE"
+    row = await _one(central, "tenant_profiles", "state, state_reason", "changing")
+    assert row == {"state": "SUSPENDED", "state_reason": "unpaid"}
+    back = await public.ReactivateTenant(pb.ReactivateTenantRequest(tenant_id="changing"), metadata=key())
+    assert back.state == pb.Tenant.ACTIVE
+    assert (await quota.ReserveRun(wanted)).created
+    row = await _one(central, "tenant_subscriptions", "plan, daily_limit, state", "changing")
+    assert row == {"plan": "SCALE", "daily_limit": 100, "state": "ACTIVE"}
+    row = await _one(
+        central, "tenant_usage_quotas", "pipelines_run_today, pipelines_run_month, concurrent_running", "changing"
+    )
+    assert row == {"pipelines_run_today": 1, "pipelines_run_month": 1, "concurrent_running": 1}
+
+
+async def test_keys_are_rotated_and_revoked_on_the_store(replica: Replica) -> None:
+    text = await onboard(replica, "rotating")
+    public = replica.public()
+    made = await public.CreateApiKey(pb.CreateApiKeyRequest(tenant_id="rotating", name="ci"), metadata=key(text))
+    rotation = pb.RotateApiKeyRequest(tenant_id="rotating", api_key_id=made.api_key_id, overlap_seconds=3600)
+    first, *rest = await asyncio.gather(
+        *(public.RotateApiKey(rotation, metadata=key(text)) for _ in range(5)), return_exceptions=True
+    )
+    answers = [first, *rest]
+    rotated = [answer for answer in answers if isinstance(answer, pb.NewApiKey)]
+    codes = {answer.code().name for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
+    assert len(rotated) == 1 and codes <= {"ABORTED", "FAILED_PRECONDITION"}
+    listed = await public.ListApiKeys(pb.ListApiKeysRequest(tenant_id="rotating"), metadata=key(text))
+    assert {item.api_key_id for item in listed.api_keys if item.name == "ci"} == {
+        made.api_key_id,
+        rotated[0].api_key_id,
+    }
+    assert all(item.state == pb.ApiKey.ACTIVE for item in listed.api_keys)
+    usage = pb.GetUsageRequest(tenant_id="rotating")
+    for live in (made.api_key, rotated[0].api_key):
+        assert await call_code(public.GetUsage(usage, metadata=key(live))) == "OK"
+        keys = pb.ListApiKeysRequest(tenant_id="rotating")
+        assert await call_code(public.ListApiKeys(keys, metadata=key(live))) == "PERMISSION_DENIED"
+
+    gone = pb.DeleteApiKeyRequest(tenant_id="rotating", api_key_id=made.api_key_id)
+    for _ in range(2):
+        assert (await public.DeleteApiKey(gone, metadata=key(text))).state == pb.ApiKey.REVOKED
+    assert await call_code(public.GetUsage(usage, metadata=key(made.api_key))) == "UNAUTHENTICATED"
+
+    page = await public.ListAuditRecords(
+        pb.ListAuditRecordsRequest(tenant_id="rotating", page_size=2), metadata=key(text, x_user_id="alice")
+    )
+    more = await public.ListAuditRecords(
+        pb.ListAuditRecordsRequest(tenant_id="rotating", page_token=page.next_page_token, page_size=2),
+        metadata=key(text),
+    )
+    records = [*page.audit_records, *more.audit_records]
+    assert [record.action for record in records] == [
+        "api_key.revoke",
+        "api_key.revoke",
+        "api_key.rotate",
+        "api_key.create",
+    ]
+    assert {record.actor for record in records} == {text.split("_")[2]}
+    assert {record.outcome for record in records} == {"OK"} and all(record.request_id for record in records)
+    only = pb.ListAuditRecordsRequest(tenant_id="rotating", action="tenant.onboard")
+    found = await public.ListAuditRecords(only, metadata=key(text))
+    assert [(record.action, record.actor) for record in found.audit_records] == [("tenant.onboard", "admin")]
+
+
+async def test_offboarding_ends_with_the_dataset_gone(replica: Replica, central: Warehouse) -> None:
+    text = await onboard(replica, "leaving")
+    public = replica.public()
+    usage = pb.GetUsageRequest(tenant_id="leaving")
+    assert await call_code(public.GetUsage(usage, metadata=key(text))) == "OK"
+    gone = pb.DeleteTenantRequest(tenant_id="leaving", delete_dataset=True)
+    assert (await public.DeleteTenant(gone, metadata=key())).state == pb.Tenant.OFFBOARDING
+    assert await call_code(public.GetUsage(usage, metadata=key(text))) == "UNAUTHENTICATED"
+    for peer in ("credential", "scheduler"):
+        lifecycle = replica.internal(pb_grpc.TenantLifecycleServiceStub, peer)
+        listed = await lifecycle.ListOffboardingTenants(pb.ListOffboardingTenantsRequest())
+        assert listed.tenant_ids == ["leaving"]
+        await lifecycle.ConfirmOffboarding(pb.ConfirmOffboardingRequest(tenant_id="leaving"))
+    async with asyncio.timeout(30):
+        read = pb.GetTenantRequest(tenant_id="leaving")
+        while (await public.GetTenant(read, metadata=key())).state != pb.Tenant.DELETED:
+            await asyncio.sleep(0.1)  # noqa: ASYNC110  another process ends it
+    assert await central.get_dataset("leaving") is None
+    assert (await public.DeleteTenant(gone, metadata=key())).state == pb.Tenant.DELETED
+    again = pb.OnboardTenantRequest(
+        tenant_id="leaving", company_name="x", admin_email="a@b.test", subscription_plan=pb.Tenant.STARTER
+    )
+    assert await call_code(public.OnboardTenant(again)) == "ALREADY_EXISTS"
+    assert await central.get_dataset("leaving") is None
+    listed = await public.ListTenants(pb.ListTenantsRequest(state=pb.Tenant.DELETED), metadata=key())
+    assert [tenant.tenant_id for tenant in listed.tenants] == ["leaving"]
+
+
+async def test_last_use_is_written_in_one_statement_when_the_process_ends(
+    central: Warehouse, project_id: str, tmp_path: Path
+) -> None:
+    async with Replica(make_settings(tmp_path, project_id, onboarding="open"), central) as running:
+        texts = [await onboard(running, name) for name in ("used_a", "used_b")]
+        for name, text in zip(("used_a", "used_b"), texts, strict=True):
+            await running.public().GetUsage(pb.GetUsageRequest(tenant_id=name), metadata=key(text))
+        before = central.statements["services.tenant/sql/touch_api_keys.sql"]
+    assert central.statements["services.tenant/sql/touch_api_keys.sql"] == before + 1
+    row = await _one(central, "tenant_api_keys", "last_used_at IS NOT NULL AS used", "used_a")
+    assert row == {"used": True}
+
+
+async def _one(central: Warehouse, table: str, columns: str, tenant_id: str) -> dict[str, object]:
+    sql = Sql("test/one.sql", f"SELECT {columns} FROM {table} AS t WHERE t.tenant_id = @tenant_id")
+    (row,) = await central.query(sql, dataset="tenants", params={"tenant_id": tenant_id})
+    return row

@@ -260,8 +260,10 @@ class MemoryKeyStore:
         key = self._disk.keys.get(api_key_id)
         return key if key and key.tenant_id == tenant_id else None
 
-    async def lineage(self, tenant_id: str, lineage_id: str) -> Sequence[ApiKey]:
-        return [key for key in await self.page(tenant_id, None, 10**6) if key.lineage_id == lineage_id]
+    async def family(self, tenant_id: str, api_key_id: str) -> Sequence[ApiKey]:
+        mine = await self.page(tenant_id, None, 10**6)
+        lineages = {key.lineage_id for key in mine if key.api_key_id == api_key_id}
+        return [key for key in mine if key.lineage_id in lineages]
 
     async def live(self, tenant_id: str, now: datetime) -> Sequence[str]:
         return [key.api_key_id for key in await self.page(tenant_id, None, 10**6) if key.live(now)]

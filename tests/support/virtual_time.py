@@ -24,10 +24,17 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jump = _Jump()
         super().__init__(self._jump)
+        self.set_exception_handler(_report)
 
     def time(self) -> float:
         """Seconds, waited and jumped."""
         return super().time() + self._jump.jumped
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Says what asyncio would, but for processes that were killed on purpose."""
+    if isinstance(context.get("exception"), Exception | None):
+        loop.default_exception_handler(context)
 
 
 def run[T](work: Coroutine[Any, Any, T]) -> T:

@@ -108,6 +108,7 @@ def test_a_tenant_that_is_not_there_is_not_found() -> None:
         for work in (
             tenants.get("nobody"),
             tenants.state("nobody"),
+            tenants.update("nobody", Edit(), None),
             tenants.update("nobody", Edit("x"), None),
             tenants.update("nobody", Edit(), Plan.SCALE),
             tenants.suspend("nobody", ""),
