@@ -215,7 +215,9 @@ def test_what_was_used_is_what_was_run(stack: Stack) -> None:
     for _ in range(2):
         tenant.run(date=DATE)
     # A reservation is settled after the run's row has ended: a moment later, never before.
-    usage = until(tenant.usage, lambda now: now["concurrent"]["used"] == 0, timeout=15, what="all is settled")
+    usage = until(
+        tenant.usage, lambda now: now["concurrent"]["used"] == 0, timeout=15, what="all is settled", pause=0.5
+    )
     assert usage["daily"]["used"] == 2
     [row] = stack.rows(
         "SELECT pipelines_run_today, pipelines_run_month, concurrent_running FROM tenant_usage_quotas "

@@ -137,5 +137,7 @@ def test_lists_show_the_own_only(ten: list[Done]) -> None:
         assert [run["pipeline_logging_id"] for run in runs] == [done.run["pipeline_logging_id"]]
         credentials = own.call("GET", f"/tenants/{own.tenant_id}/credentials")["credentials"]
         assert [one["credential_id"] for one in credentials] == [done.credential_id]
-        usage = until(own.usage, lambda now: now["concurrent"]["used"] == 0, timeout=15, what="all is settled")
+        usage = until(
+            own.usage, lambda now: now["concurrent"]["used"] == 0, timeout=15, what="all is settled", pause=0.5
+        )
         assert usage["daily"]["used"] == 1

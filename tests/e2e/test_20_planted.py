@@ -155,7 +155,13 @@ def test_an_unknown_currency_fails_and_changes_nothing(tenant: Tenant, customer:
     failed = [check for check in tenant.call("GET", path)["dq_results"] if check["status"] == "FAIL"]
     assert [check["check_name"] for check in failed] == ["currency_known"]
     assert tenant.stored("2025-03-03") == before
-    until(lambda: tenant.usage()["concurrent"]["used"], lambda used: used == 0, timeout=15, what="it is settled")
+    until(
+        lambda: tenant.usage()["concurrent"]["used"],
+        lambda used: used == 0,
+        timeout=15,
+        what="it is settled",
+        pause=0.5,
+    )
 
 
 def test_the_one_export_of_the_keys_project_is_found_without_a_source(stack: Stack, customer: Customer) -> None:
