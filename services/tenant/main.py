@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from convergence.credential.v1 import credential_pb2
 from convergence.pipeline_executor.v1 import pipeline_executor_pb2
@@ -40,6 +40,8 @@ from services.tenant.store import (
 
 _HOUSEKEEPING_SECONDS = 60.0
 _LAST_USED_SECONDS = 300.0
+# Replicas that flush one table without a rest mostly run into each other; a flush takes two to three seconds there.
+_PACE = timedelta(seconds=1)
 # Listed by reflection on this port: the whole public contract, because this is where tools are pointed at.
 _PUBLIC = (
     credential_pb2.DESCRIPTOR.services_by_name["CredentialService"].full_name,
@@ -59,7 +61,9 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
     """Returns the tenant server; it does no I/O before it is started."""
     given, warehouse = warehouse, warehouse or connect(settings)
     quota_rows, profile_rows = quota_table(warehouse), profile_table(warehouse)
-    quota_ledger: Ledger[QuotaRow, QuotaRequest, QuotaAnswer] = Ledger(quota_rows, decide, now=now)
+    quota_ledger: Ledger[QuotaRow, QuotaRequest, QuotaAnswer] = Ledger(
+        quota_rows, decide, now=now, pause=timedelta(0) if settings.is_local else _PACE
+    )
     profile_ledger: Ledger[Profile, ProfileRequest, Profile] = Ledger(profile_rows, decide_profile, now=now)
     store, key_store = BigQueryTenantStore(warehouse, profile_rows, now), BigQueryKeyStore(warehouse)
     datasets = BigQueryDatasets(warehouse)
