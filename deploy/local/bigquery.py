@@ -16,12 +16,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 _EXTENSIONS = ("icu", "ducklake", "spatial")
+_ANSWER_ROWS = 4_000
 _IN_DATASET = "JOIN lake.ducklake_schema AS s ON s.schema_id = o.schema_id AND s.end_snapshot IS NULL "
 _OBJECTS = (
     "SELECT o.table_name, 'TABLE', coalesce(n.record_count, 0) FROM lake.ducklake_table AS o "
@@ -121,9 +122,11 @@ def patch() -> None:
     sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
 
     import duckdb
+    from google.cloud.bigquery_storage_v1.types import ReadRowsRequest, ReadRowsResponse
     from local_bigquery.catalog import datasets, tabledata, tables
     from local_bigquery.engine import database, types
     from local_bigquery.errors import not_found
+    from local_bigquery.grpc import read, server
     from local_bigquery.jobs import runner, store
     from local_bigquery.sql.rules import partitions
     from sqlglot import exp
@@ -193,6 +196,9 @@ def patch() -> None:
                 star.set("except_", [*(star.args.get("except_") or []), column])
 
     partitions._hide_from_stars = hide_from_stars
+    server.SERVICES["google.cloud.bigquery.storage.v1.BigQueryRead"]["ReadRows"] = server._streaming(  # type: ignore[no-untyped-call]
+        _in_small_batches(read.read_rows), ReadRowsRequest, ReadRowsResponse
+    )
 
     write_job = store.save
 
@@ -216,6 +222,32 @@ def patch() -> None:
         (runner, "submit", threading.RLock()),
     ):
         setattr(module, name, _one_at_a_time(getattr(module, name), lock))
+
+
+def _in_small_batches(read_rows: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """Answers of a few thousand rows, as BigQuery's are; the emulator puts a whole stream into one message."""
+    import pyarrow as pa
+    from google.cloud.bigquery_storage_v1 import types
+
+    def read(request: Any) -> Iterator[Any]:
+        schema = None
+        for response in read_rows(request):
+            if not response.arrow_record_batch.serialized_record_batch:
+                yield response
+                continue
+            if schema is None:
+                schema = pa.ipc.read_schema(pa.py_buffer(response.arrow_schema.serialized_schema))
+            data = pa.py_buffer(response.arrow_record_batch.serialized_record_batch)
+            batch = pa.ipc.read_record_batch(data, schema)
+            for start in range(0, batch.num_rows, _ANSWER_ROWS):
+                part = batch.slice(start, _ANSWER_ROWS)
+                yield types.ReadRowsResponse(
+                    row_count=part.num_rows,
+                    arrow_schema=response.arrow_schema,
+                    arrow_record_batch=types.ArrowRecordBatch(serialized_record_batch=part.serialize().to_pybytes()),
+                )
+
+    return read
 
 
 def _one_at_a_time[**P, T](function: Callable[P, T], lock: threading.RLock) -> Callable[P, T]:
