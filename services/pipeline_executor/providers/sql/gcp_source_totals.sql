@@ -9,7 +9,7 @@ SELECT
   COUNT(*) AS row_count,
   IFNULL(SUM(CAST(t.cost AS NUMERIC)), 0) AS cost,
   IFNULL(SUM((SELECT SUM(CAST(c.amount AS NUMERIC)) FROM UNNEST(t.credits) AS c)), 0) AS credits,
-  COUNT(DISTINCT FARM_FINGERPRINT(TO_JSON_STRING(t))) AS distinct_rows
+  COUNT(DISTINCT MD5(TO_JSON_STRING(t))) AS distinct_rows
 FROM (
   SELECT s.*
   FROM {source} AS s FOR SYSTEM_TIME AS OF @snapshot

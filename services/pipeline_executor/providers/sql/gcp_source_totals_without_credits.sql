@@ -7,7 +7,7 @@ SELECT
   COUNT(*) AS row_count,
   IFNULL(SUM(CAST(t.cost AS NUMERIC)), 0) AS cost,
   CAST(0 AS NUMERIC) AS credits,
-  COUNT(DISTINCT FARM_FINGERPRINT(TO_JSON_STRING(t))) AS distinct_rows
+  COUNT(DISTINCT MD5(TO_JSON_STRING(t))) AS distinct_rows
 FROM (
   SELECT s.*
   FROM {source} AS s FOR SYSTEM_TIME AS OF @snapshot

@@ -68,5 +68,5 @@ AS SELECT
   ) AS credits,
   PARSE_JSON(r.source_extra) AS source_extra,
   @pipeline_logging_id AS pipeline_logging_id,
-  FARM_FINGERPRINT(TO_JSON_STRING(r)) AS source_fingerprint
+  MD5(TO_JSON_STRING(r)) AS source_fingerprint
 FROM {raw} AS r
