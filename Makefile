@@ -46,8 +46,9 @@ chaos: $(STAMP) ## kill -9 of every process in mid-run, again and again
 lint: $(STAMP) ## formatting, types, import rules, contracts
 	@sh deploy/local/lint.sh
 
-proto: $(STAMP) ## regenerate protos/gen from the .proto files
+proto: $(STAMP) ## regenerate protos/gen and the OpenAPI document from the .proto files
 	@$(PYTHON) protos/generate.py
+	@$(PYTHON) -m deploy.envoy.openapi
 
 clean: down ## stop the stack; remove .venv, build/, caches and the stack's data
 	@rm -rf .venv .uv build dist $(DATA_DIR) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+_HERE = Path(__file__).parent
 # What Envoy itself answers: HTTP status, gRPC code, text. `%LOCAL_REPLY_BODY%` explains what is bad about a request.
 _REPLIES = (
     (400, 3, "%LOCAL_REPLY_BODY%"),
@@ -48,8 +49,8 @@ class Gateway:
     token_file: Path
     descriptors: Path
     cors_origins: Sequence[str] = ()
-    docs: Path | None = None
-    openapi: Path | None = None
+    docs: Path = _HERE / "docs.html"
+    openapi: Path = _HERE / "openapi.json"
     rate_burst: int = 200
     rate_per_second: int = 100
     max_body_bytes: int = 1_048_576
@@ -65,6 +66,8 @@ def render(gateway: Gateway) -> str:
         "listen_port": port,
         "descriptors": str(gateway.descriptors),
         "token_file": str(gateway.token_file),
+        "docs": str(gateway.docs),
+        "openapi": str(gateway.openapi),
         "cors_origins": [_origin(origin) for origin in gateway.cors_origins],
         "local_replies": _local_replies(),
         "rate_burst": gateway.rate_burst,
@@ -76,7 +79,6 @@ def render(gateway: Gateway) -> str:
         values[name] = _endpoint(name, getattr(gateway, name))
     config = yaml.safe_load(Template(text).substitute({name: json.dumps(value) for name, value in values.items()}))
     config = {name: section for name, section in config.items() if not name.startswith("x-")}
-    _routes(config)[:0] = _documents(gateway)
     return yaml.dump(config, Dumper=_NoAliases, sort_keys=False, width=200)
 
 
@@ -96,38 +98,6 @@ def command(config: Path, *, concurrency: int = 2) -> list[str]:
 class _NoAliases(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
-
-
-def _routes(config: dict[str, Any]) -> list[Any]:
-    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    routes: list[Any] = manager["route_config"]["virtual_hosts"][0]["routes"]
-    return routes
-
-
-def _documents(gateway: Gateway) -> list[dict[str, Any]]:
-    """The documentation's routes: the only ones that nobody is asked a key for."""
-    off = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
-    as_it_is = {"envoy.filters.http.ext_authz": off, "envoy.filters.http.grpc_json_transcoder": off}
-    found = []
-    for path, file, kind in (
-        ("/docs", gateway.docs, "text/html; charset=utf-8"),
-        ("/openapi.json", gateway.openapi, "application/json"),
-    ):
-        if file is not None:
-            found.append(
-                {
-                    "match": {"path": path},
-                    "direct_response": {"status": 200, "body": {"filename": str(file)}},
-                    "response_headers_to_add": [
-                        {
-                            "header": {"key": "content-type", "value": kind},
-                            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                        }
-                    ],
-                    "typed_per_filter_config": as_it_is,
-                }
-            )
-    return found
 
 
 def _local_replies() -> dict[str, Any]:
@@ -207,8 +177,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument("--" + name.replace("_", "-"), required=True, metavar="HOST:PORT")
     for name in ("token-file", "descriptors"):
         parser.add_argument("--" + name, type=Path, required=True)
-    for name in ("docs", "openapi"):
-        parser.add_argument("--" + name, type=Path)
     parser.add_argument("--cors-origins", type=json.loads, default=[], help="JSON array")
     parser.add_argument(
         "--trusted-hops", type=int, default=0, help="proxies before the gateway that append to X-Forwarded-For"

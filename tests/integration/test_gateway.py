@@ -108,10 +108,8 @@ def test_every_route_leads_to_its_method_as_who_the_key_is(edge: StandIns, route
             assert sent.count(name) == 1, name
 
 
-@ROUTES
+@pytest.mark.parametrize("route", [route for route in routes() if route.names_tenant], ids=str)
 def test_another_tenants_path_answers_as_one_that_does_not_exist(edge: StandIns, route: Route) -> None:
-    if not route.names_tenant:
-        pytest.skip("names no tenant")
     body = None if route.verb in ("GET", "DELETE") else {"nonsense": 1}
     theirs, nobodys = (send(edge, route.verb, route.path(name), json=body) for name in ("other_co", "never_was_here"))
     assert theirs.status_code == nobodys.status_code == 404
@@ -530,7 +528,8 @@ def test_health_and_documentation_need_no_key(edge: StandIns) -> None:
     docs = send(edge, "GET", "/docs", key="")
     assert (docs.status_code, docs.headers["content-type"]) == (200, "text/html; charset=utf-8")
     openapi = send(edge, "GET", "/openapi.json", key="")
-    assert (openapi.status_code, openapi.json()) == (200, {"openapi": "3.1.0"})
+    assert (openapi.status_code, openapi.headers["content-type"]) == (200, "application/json")
+    assert set(openapi.json()["paths"]) == {route.template for route in routes()}
     assert edge.asked == [] and edge.calls == []
 
 

@@ -236,17 +236,12 @@ def running_gateway(directory: Path, *, port: int, healthy: bool = True, **chang
     Waits until it reports itself healthy, or, where that is not to be expected, until it answers at all.
     """
     with running_services(directory) as stand_ins:
-        docs, openapi = directory / "docs.html", directory / "openapi.json"
-        docs.write_text("<html>docs</html>")
-        openapi.write_text('{"openapi": "3.1.0"}')
         descriptors.write(directory / "contract.binpb")
         stand_ins.base_url = f"http://127.0.0.1:{port}"
         gateway = Gateway(
             listen=f"127.0.0.1:{port}",
             token_file=directory / "peers" / "gateway.token",
             descriptors=directory / "contract.binpb",
-            docs=docs,
-            openapi=openapi,
             **(
                 {name: stand_ins.addresses[name] for name in (*CONTEXTS, "authz")}
                 | {"cors_origins": ["http://localhost:3000"]}
