@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from libs import logs
 from libs.audit import AuditRecord, Outcome
 from libs.errors import Error
+from libs.tenancy import Caller
 
 MINUTE = timedelta(minutes=1)
 # A flood of made-up key ids must not fill the memory: what is beyond is counted under one name.
@@ -57,6 +58,17 @@ class Denials:
             what = _What("", _OTHERS, reason, minute)
         count = self._counts.setdefault(what, _Count(source_ip=source_ip, method=method))
         count.count += 1
+
+    def of_call(self, who: Caller, method: str, refusal: Error) -> None:
+        """Counts a call that ``who`` may not make; for ``libs.grpc_server``. Callers without a key are only logged."""
+        if who.key_id:
+            self.note(
+                tenant_id=who.tenant_id,
+                key_id=who.key_id,
+                reason=refusal.reason,
+                source_ip=who.source_ip,
+                method=method,
+            )
 
     async def flush(self, *, ended_only: bool = False) -> None:
         """Appends what was counted, or only the minutes that have ended."""

@@ -28,6 +28,7 @@ from libs.settings import Peers
 from libs.tenancy import Caller, Role
 
 type Authenticate = Callable[[str], Awaitable[Caller]]
+type OnDenied = Callable[[Caller, str, Error], None]
 type Handler = grpc.RpcMethodHandler[Any, Any]
 type Headers = Mapping[str, list[str]]
 
@@ -69,12 +70,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         peers: Peers,
         authenticate: Authenticate,
         onboarding_open: bool,
+        on_denied: OnDenied | None = None,
         pool: descriptor_pool.DescriptorPool | None = None,
     ) -> None:
         self._internal = internal
         self._peers = peers
         self._authenticate = authenticate
         self._onboarding_open = onboarding_open
+        self._on_denied = on_denied
         self._validator = protovalidate.Validator()
         self._methods = self._describe(services, pool or descriptor_pool.Default())
         self._handlers: dict[str, Handler] = {}
@@ -124,7 +127,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         async def unary(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             outcome = _Outcome(path, time.perf_counter())
             try:
-                await self._admit(method, request, context)
+                await self._admit(path, method, request, context)
                 return await handle(request, context)
             except grpc.aio.AbortError:
                 outcome.code = "ABORTED_BY_HANDLER"
@@ -144,7 +147,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             outcome = _Outcome(path, time.perf_counter())
             failure: BaseException | None = None
             try:
-                await self._admit(method, request, context)
+                await self._admit(path, method, request, context)
                 async with aclosing(handle(request, context)) as responses:
                     async for response in responses:
                         yield response
@@ -165,7 +168,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         return stream
 
-    async def _admit(self, method: _Method | None, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def _admit(
+        self, path: str, method: _Method | None, request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
         headers: dict[str, list[str]] = {}
         for key, value in context.invocation_metadata() or ():
             if isinstance(value, str):
@@ -184,7 +189,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
             timeout=_least(caller.remaining(), _gateway_timeout(headers, who)),
         )
         tenant_id = request.tenant_id if method is not None and method.names_tenant else None
-        access.authorise(method.rule if method else None, who, tenant_id, onboarding_open=self._onboarding_open)
+        try:
+            access.authorise(method.rule if method else None, who, tenant_id, onboarding_open=self._onboarding_open)
+        except Error as refusal:
+            if self._on_denied is not None:
+                self._on_denied(who, path, refusal)
+            raise
         if method is not None and method.checked:
             self._validate(request)
 

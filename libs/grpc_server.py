@@ -23,7 +23,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection
 
 from libs import logs
-from libs.grpc_interceptor import Authenticate, Handler, Interceptor, check_behaviours
+from libs.grpc_interceptor import Authenticate, Handler, Interceptor, OnDenied, check_behaviours
 from libs.settings import ServiceSettings, SettingsInvalid, load
 
 type Mount = tuple[Callable[[Any, Any], None], object]
@@ -49,10 +49,12 @@ def build_server(
     internal: Sequence[Mount] = (),
     authenticate: Authenticate,
     reflect: Sequence[str] = (),
+    on_denied: OnDenied | None = None,
 ) -> Server:
     """Returns the server of one process; it does no I/O before it is started.
 
-    ``authenticate`` turns an API key into its caller. ``reflect`` names further services that reflection lists. Raises
+    ``authenticate`` turns an API key into its caller. ``reflect`` names further services that reflection lists.
+    ``on_denied`` hears of every call that its caller may not make, for the audit trail (``libs.denials``). Raises
     ``ValueError`` for an rpc without a usable role rule and for one that is not a coroutine.
     """
     peers = settings.peers()
@@ -68,6 +70,7 @@ def build_server(
             peers=peers,
             authenticate=authenticate,
             onboarding_open=settings.onboarding_open,
+            on_denied=on_denied,
         )
         shown = [*names, *reflect] if settings.reflection and not is_internal else []
         ports.append(_Port(address, mounts, names, interceptor, shown))

@@ -13,7 +13,7 @@ from convergence.pipeline_executor.v1 import pipeline_executor_pb2
 from convergence.scheduler.v1 import scheduler_pb2
 from convergence.tenant.v1 import tenant_pb2_grpc as pb_grpc
 
-from libs import logs
+from libs import caller, logs
 from libs.audit import AuditLog
 from libs.bigquery import Warehouse, connect
 from libs.denials import Denials
@@ -21,9 +21,10 @@ from libs.errors import Error
 from libs.grpc_server import Server, build_server, run
 from libs.ledger import Ledger
 from libs.pages import Pages
+from libs.tenancy import Caller
 from services.tenant.authz import Authz, Endpoint
 from services.tenant.domain import Profile, ProfileRequest, Tenants, decide_profile
-from services.tenant.keys import ApiKeys, KeyRing
+from services.tenant.keys import ApiKeys, KeyRefused, KeyRing
 from services.tenant.onboarding import Onboarding
 from services.tenant.quotas import QuotaAnswer, QuotaRequest, QuotaRow, Quotas, decide
 from services.tenant.servicer import TenantAuthServicer, TenantLifecycleServicer, TenantQuotaServicer, TenantServicer
@@ -78,6 +79,19 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
     quotas = Quotas(quota_ledger, BigQueryQuotaStore(warehouse, quota_rows), now=now)
     tenants = Tenants(profile_ledger, quota_ledger, store, datasets, audit, revoke_keys=keys.revoke_all, now=now)
     onboarding = Onboarding(store, datasets, profile_ledger, quota_ledger, keys, audit, now=now)
+
+    async def authenticate(text: str) -> Caller:
+        try:
+            return await ring.authenticate(text)
+        except KeyRefused as refusal:
+            denials.note(
+                tenant_id=refusal.tenant_id,
+                key_id=refusal.key_id,
+                reason=refusal.cause,
+                source_ip=caller.current().source_ip,
+            )
+            raise
+
     authz = Endpoint(Authz(ring.authenticate, denials, onboarding_open=settings.onboarding_open), settings.authz_listen)
 
     public = TenantServicer(tenants, onboarding, keys, quotas, Pages(settings.page_secret(), default_size=100))
@@ -87,10 +101,11 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
         internal=[
             (pb_grpc.add_TenantQuotaServiceServicer_to_server, TenantQuotaServicer(quotas)),
             (pb_grpc.add_TenantLifecycleServiceServicer_to_server, TenantLifecycleServicer(tenants)),
-            (pb_grpc.add_TenantAuthServiceServicer_to_server, TenantAuthServicer(ring)),
+            (pb_grpc.add_TenantAuthServiceServicer_to_server, TenantAuthServicer(authenticate)),
         ],
-        authenticate=ring.authenticate,
+        authenticate=authenticate,
         reflect=_PUBLIC,
+        on_denied=denials.of_call,
     )
 
     async def first_keys() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,9 +16,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs import caller
 from libs.errors import InvalidArgument
 from libs.pages import Page, Pages
-from libs.tenancy import Role, TenantId
+from libs.tenancy import Caller, Role, TenantId
 from services.tenant.domain import AuditEntry, Edit, Tenant, Tenants
-from services.tenant.keys import ApiKey, ApiKeys, KeyRing, NewKey
+from services.tenant.keys import ApiKey, ApiKeys, NewKey
 from services.tenant.onboarding import Application, Onboarding
 from services.tenant.quotas import (
     Allowance,
@@ -214,11 +214,11 @@ class TenantLifecycleServicer(pb_grpc.TenantLifecycleServiceServicer):
 class TenantAuthServicer(pb_grpc.TenantAuthServiceServicer):
     """``TenantAuthService``: for keys that reach another context's own port."""
 
-    def __init__(self, ring: KeyRing) -> None:
-        self._ring = ring
+    def __init__(self, authenticate: Callable[[str], Awaitable[Caller]]) -> None:
+        self._authenticate = authenticate
 
     async def Authenticate(self, request: pb.AuthenticateRequest, context: Context) -> pb.AuthenticateResponse:
-        who = await self._ring.authenticate(request.api_key)
+        who = await self._authenticate(request.api_key)
         role = who.role.value if who.role else ""
         return pb.AuthenticateResponse(tenant_id=who.tenant_id, role=role, api_key_id=who.key_id)
 

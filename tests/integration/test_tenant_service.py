@@ -255,8 +255,8 @@ async def test_offboarding_ends_with_the_dataset_gone(replica: Replica, central:
         await lifecycle.ConfirmOffboarding(pb.ConfirmOffboardingRequest(tenant_id="leaving"))
     async with asyncio.timeout(30):
         read = pb.GetTenantRequest(tenant_id="leaving")
-        while (await public.GetTenant(read, metadata=key())).state != pb.Tenant.DELETED:
-            await asyncio.sleep(0.1)  # noqa: ASYNC110  another process ends it
+        while (await public.GetTenant(read, metadata=key())).state != pb.Tenant.DELETED:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
     assert await central.get_dataset("leaving") is None
     assert (await public.DeleteTenant(gone, metadata=key())).state == pb.Tenant.DELETED
     again = pb.OnboardTenantRequest(
@@ -266,6 +266,31 @@ async def test_offboarding_ends_with_the_dataset_gone(replica: Replica, central:
     assert await central.get_dataset("leaving") is None
     listed = await public.ListTenants(pb.ListTenantsRequest(state=pb.Tenant.DELETED), metadata=key())
     assert [tenant.tenant_id for tenant in listed.tenants] == ["leaving"]
+
+
+async def test_denials_are_in_the_tenants_own_trail(central: Warehouse, project_id: str, tmp_path: Path) -> None:
+    async with Replica(make_settings(tmp_path, project_id, onboarding="open"), central) as running:
+        admin = await onboard(running, "denied")
+        public = running.public()
+        made = await public.CreateApiKey(pb.CreateApiKeyRequest(tenant_id="denied"), metadata=key(admin))
+        for _ in range(5):
+            keys = pb.ListApiKeysRequest(tenant_id="denied")
+            assert await call_code(public.ListApiKeys(keys, metadata=key(made.api_key))) == "PERMISSION_DENIED"
+            other = pb.GetUsageRequest(tenant_id="somebody_else")
+            assert await call_code(public.GetUsage(other, metadata=key(made.api_key))) == "NOT_FOUND"
+        await public.DeleteApiKey(
+            pb.DeleteApiKeyRequest(tenant_id="denied", api_key_id=made.api_key_id), metadata=key(admin)
+        )
+        for _ in range(3):
+            usage = pb.GetUsageRequest(tenant_id="denied")
+            assert await call_code(public.GetUsage(usage, metadata=key(made.api_key))) == "UNAUTHENTICATED"
+    sql = Sql(
+        "test/denials.sql",
+        "SELECT a.reason, SUM(CAST(JSON_VALUE(a.details, '$.count') AS INT64)) AS n FROM audit_log AS a "
+        "WHERE a.tenant_id = 'denied' AND a.action = 'access.deny' AND a.object_id = @key GROUP BY a.reason",
+    )
+    rows = await central.query(sql, dataset="tenants", params={"key": made.api_key_id})
+    assert {row["reason"]: row["n"] for row in rows} == {"ROLE_TOO_LOW": 5, "TENANT_NOT_FOUND": 5, "REVOKED": 3}
 
 
 async def test_last_use_is_written_in_one_statement_when_the_process_ends(

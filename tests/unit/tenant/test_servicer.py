@@ -39,7 +39,7 @@ class Wire:
             ),
             SERVICES["TenantQuotaService"]: TenantQuotaServicer(process.quotas),
             SERVICES["TenantLifecycleService"]: TenantLifecycleServicer(process.tenants),
-            SERVICES["TenantAuthService"]: TenantAuthServicer(process.ring),
+            SERVICES["TenantAuthService"]: TenantAuthServicer(process.ring.authenticate),
         }
 
     def call(self, service: str, method: str, request: Message, caller: Caller = ADMIN) -> Reply:
