@@ -198,7 +198,7 @@ class Server:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
-        await self.start()
+        await _first(self.start(), asked.wait())
         await _first(asked.wait(), self._crashed.wait())
         await _first(self.stop(), self._cut_short(again))
 
