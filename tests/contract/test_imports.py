@@ -18,7 +18,7 @@ def lint(folder: Path) -> tuple[int, str]:
     done = subprocess.run(
         [LINT, "--no-cache"],
         cwd=folder,
-        env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
