@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import random
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,7 @@ from services.pipeline_executor.domain import Outcome, StepStatus
 from services.pipeline_executor.run_context import Published, RunContext, StepEvent
 from services.pipeline_executor.steps import STEPS
 from services.pipeline_executor.steps.staging import Staging
-from services.pipeline_executor.steps.step import StepContext, StepResult
+from services.pipeline_executor.steps.step import Step, StepContext, StepResult
 from services.pipeline_executor.templates import Pipeline, PipelineStep, Retry
 
 _LOG = logs.get(__name__)
@@ -45,9 +45,11 @@ class Engine:
     def __init__(
         self,
         *,
+        steps: Mapping[str, type[Step]] = STEPS,
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self._steps = steps
         self._jitter = jitter
         self._sleep = sleep
 
@@ -57,7 +59,7 @@ class Engine:
         Raises the ``libs.errors.Error`` of the first step that failed for good, its name under ``step`` in the
         metadata; anything a step should not have raised arrives as ``Internal(STEP_FAILED)``.
         """
-        walk = _Walk(pipeline, context, self._jitter, self._sleep)
+        walk = _Walk(pipeline, context, self._steps, self._jitter, self._sleep)
         try:
             await asyncio.to_thread(context.staging_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
             await walk.walk()
@@ -73,11 +75,13 @@ class _Walk:
         self,
         pipeline: Pipeline,
         context: RunContext,
+        steps: Mapping[str, type[Step]],
         jitter: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._pipeline = pipeline
         self._context = context
+        self._steps = steps
         self._jitter = jitter
         self._sleep = sleep
         self._staging = Staging(context.warehouse, context.tenant_id, context.pipeline_logging_id, context.attempt)
@@ -164,7 +168,7 @@ class _Walk:
         )
         try:
             async with asyncio.timeout(step.timeout.total_seconds()):
-                return await STEPS[step.type](step.config).run(context)
+                return await self._steps[step.type](step.config).run(context)
         except errors.Error:
             raise
         except TimeoutError as exc:

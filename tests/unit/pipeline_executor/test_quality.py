@@ -1,0 +1,70 @@
+"""Quality checks: exact comparison per currency, and what fails a run."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from services.pipeline_executor.run_context import CheckResult
+from services.pipeline_executor.steps.quality import CheckConfig, currencies, evaluate
+
+NOW = datetime(2025, 11, 18, tzinfo=UTC)
+
+
+def check(**changes: Any) -> CheckConfig:
+    base = {"name": "cost_equals_source", "type": "equals_source", "measure": "cost", "message": "Equal."}
+    return CheckConfig.model_validate({**base, **changes})
+
+
+def results(config: CheckConfig, measured: dict[str, str], totals: dict[str, str]) -> list[CheckResult]:
+    return evaluate(
+        [config],
+        measured={currency: {config.measure: Decimal(value)} for currency, value in measured.items()},
+        totals={currency: {config.measure: Decimal(value)} for currency, value in totals.items()},
+        now=NOW,
+    )
+
+
+def test_equal_to_the_last_digit_per_currency() -> None:
+    found = results(check(), {"USD": "1.10", "EUR": "2"}, {"EUR": "2.000000000", "USD": "1.1"})
+    assert [(item.dimension, item.status, item.expected, item.actual) for item in found] == [
+        ("EUR", "PASS", "2.000000000", "2"),
+        ("USD", "PASS", "1.1", "1.10"),
+    ]
+    [found_one] = results(check(), {"USD": "1.100000001"}, {"USD": "1.1"})
+    assert found_one.status == "FAIL"
+
+
+def test_a_currency_on_one_side_only_fails_unless_it_is_zero() -> None:
+    assert [item.status for item in results(check(), {"USD": "1"}, {"USD": "1", "EUR": "5"})] == ["FAIL", "PASS"]
+    assert [item.status for item in results(check(), {"USD": "1", "EUR": "5"}, {"USD": "1"})] == ["FAIL", "PASS"]
+    assert [item.status for item in results(check(), {"USD": "1", "EUR": "0"}, {"USD": "1"})] == ["PASS", "PASS"]
+    [nothing, _] = results(check(), {"USD": "1"}, {"USD": "1", "": "5"})
+    assert (nothing.dimension, nothing.expected, nothing.actual) == (None, "5", None)
+
+
+def test_zero_in_all_rows_together() -> None:
+    config = check(type="is_zero", measure="null_sku_id")
+    [good] = results(config, {"USD": "0", "EUR": "0"}, {})
+    assert (good.status, good.expected, good.actual, good.dimension) == ("PASS", "0", "0", None)
+    [bad] = results(config, {"USD": "1", "EUR": "2"}, {})
+    assert (bad.status, bad.actual) == ("FAIL", "3")
+
+
+def test_a_warning_warns() -> None:
+    [found] = results(check(severity="WARNING"), {"USD": "2"}, {"USD": "1"})
+    assert (found.status, found.severity) == ("WARN", "WARNING")
+
+
+def test_a_measure_that_the_sql_does_not_give_is_an_error_of_ours() -> None:
+    with pytest.raises(KeyError):
+        evaluate([check(type="is_zero", measure="x")], measured={"USD": {"y": Decimal(1)}}, totals={}, now=NOW)
+
+
+def test_currencies() -> None:
+    assert {"USD", "EUR", "JPY", "BRL", "INR"} <= set(currencies())
+    assert all(len(code) == 3 and code.isupper() for code in currencies())
+    assert len(currencies()) == len(set(currencies())) > 150
