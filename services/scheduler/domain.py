@@ -407,6 +407,9 @@ def refuse(item: Item, error: Error, now: datetime, chance: float, policy: Polic
         return defer(item, now + (error.retry_after or timedelta(hours=1)), min(window))
     if unknown_outcome(error):
         return item
+    if no_room(error):
+        # Room comes back at any moment; whoever claims waits, not the row.
+        return _again(item, item.not_before, error.reason)
     if not (error.retryable or error.kind in ("ABORTED", "INTERNAL") or error.reason in _PASSES):
         return _dead(item, error.reason, error.message)
     wait = chance * min(policy.refusal_cap, policy.refusal_base * 2 ** min(item.refusals, 16))
@@ -418,6 +421,7 @@ def refuse(item: Item, error: Error, now: datetime, chance: float, policy: Polic
 _HAS_THE_DATA = frozenset({"RUN_COMPLETED"})
 # The tenant may become active again, the earlier attempt ends.
 _PASSES = frozenset({"SUBSCRIPTION_INACTIVE", "ATTEMPT_RUNNING"})
+_FULL = frozenset({"EXECUTOR_FULL", "EXECUTOR_DRAINING", "EXECUTION_STOPPED"})
 # What a channel says when nobody answered; a word of the executor's own means that it refused.
 _NO_ANSWER = frozenset({"DEADLINE_EXCEEDED", "DEPENDENCY_UNAVAILABLE", "DEPENDENCY_OVERLOADED", "TIMEOUT"})
 
@@ -425,6 +429,11 @@ _NO_ANSWER = frozenset({"DEADLINE_EXCEEDED", "DEPENDENCY_UNAVAILABLE", "DEPENDEN
 def unknown_outcome(error: Error) -> bool:
     """True if the attempt may have been started in spite of the error."""
     return isinstance(error, Ambiguous) or error.reason in _NO_ANSWER
+
+
+def no_room(error: Error) -> bool:
+    """True if the executor, or the tenant's concurrency, has no room at the moment."""
+    return error.reason in _FULL or any(violation.quota_id == "CONCURRENT_RUNS" for violation in error.quota_violations)
 
 
 def defer(item: Item, until: datetime, reason: str) -> Item:

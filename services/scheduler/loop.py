@@ -12,7 +12,7 @@ import asyncio
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from libs import logs
@@ -33,8 +33,8 @@ from services.scheduler.domain import (
     defer,
     expire,
     judge,
+    no_room,
     refuse,
-    unknown_outcome,
 )
 
 _log = logs.get(__name__)
@@ -63,13 +63,12 @@ class Processed:
 
     def count(self, before: Item, after: Item) -> None:
         """Adds what one written change means."""
-        self.started += before.started_at is None and after.started_at is not None
+        failed = after.retry_count > before.retry_count
+        self.started += before.started_at is None and (after.started_at is not None or failed)
         self.completed += after.state is State.COMPLETED
-        self.retried += after.retry_count > before.retry_count
+        self.retried += failed
         self.dead_letters += after.state is State.DEAD_LETTER
-        self.failed += after.retry_count > before.retry_count or (
-            after.state is State.DEAD_LETTER and after.started_at is not None
-        )
+        self.failed += failed or (after.state is State.DEAD_LETTER and after.started_at is not None)
         self.deferred += after.state is State.DEFERRED
         self.skipped += after.state is State.SKIPPED
 
@@ -99,6 +98,7 @@ class Loop:
         self._parallel = parallel
         self._sleep = sleep
         self._chance = chance
+        self._written = 0
 
     async def process(self, budget: timedelta) -> Processed:
         """Works until nothing is runnable or running, or ``budget`` is over; one round at least.
@@ -109,7 +109,7 @@ class Loop:
         end = self._now() + budget
         pause, trouble, size = _FIRST_PAUSE, 0, self._batch
         while True:
-            before = Processed(**_counts(done))
+            written, counted = self._written, replace(done)
             try:
                 busy, size = await self._round(done, size)
                 trouble = 0
@@ -120,9 +120,10 @@ class Loop:
                 _log.warning("round_failed", reason=error.reason, trouble=trouble)
                 busy = True
             left = (end - self._now()).total_seconds()
-            if not busy or left <= 0:
+            # What was written may have made room for more, so only a round without a trace is the last.
+            if left <= 0 or not (busy or self._written != written):
                 break
-            pause = _FIRST_PAUSE if _counts(before) != _counts(done) else min(_LAST_PAUSE, 2 * pause)
+            pause = _FIRST_PAUSE if done != counted else min(_LAST_PAUSE, 2 * pause)
             await self._sleep(min(pause, left))
         backlog = await self._queue.backlog(self._now())
         done.running = sum(each.claimed for each in backlog)
@@ -190,13 +191,14 @@ class Loop:
         spent = {
             each.tenant_id: allowance.window
             for each in backlog
-            if each.ready
+            if each.ready + each.deferred
             and (allowance := allowances.get(each.tenant_id)) is not None
             and allowance.active
             and not allowance.in_quota
         }
         if spent:
-            picked = await self._queue.items(Pick(states=(State.QUEUED,), tenant_ids=list(spent), ready_at=now), _PAGE)
+            waiting = Pick(states=(State.QUEUED, State.DEFERRED), tenant_ids=list(spent), ready_at=now)
+            picked = await self._queue.items(waiting, _PAGE)
             for item in picked:
                 window = spent.get(item.tenant_id) or now + timedelta(hours=1)
                 if item.expires_at > now:
@@ -225,7 +227,7 @@ class Loop:
         ]
         await self._write(changes, done)
         running = sum(after.state is State.CLAIMED for _, after in changes)
-        full = sum(isinstance(answer, Unavailable) and not unknown_outcome(answer) for answer in answers)
+        full = sum(isinstance(answer, Unavailable) and no_room(answer) for answer in answers)
         # A full executor is asked for no more than it could take; otherwise claims grow back.
         return running, max(1, len(claimed) - full) if full else min(self._batch, 2 * size)
 
@@ -251,10 +253,7 @@ class Loop:
             written = await self._queue.apply(items, change_id, self._now())
         except Ambiguous:
             written = await self._queue.applied(items, change_id)
+        self._written += len(written)
         for before, after in changes:
             if after.run_id in written:
                 done.count(before, after)
-
-
-def _counts(done: Processed) -> dict[str, int]:
-    return {name: getattr(done, name) for name in Processed.__slots__}
