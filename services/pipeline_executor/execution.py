@@ -129,9 +129,9 @@ class Execution:
         self.launch = launch
         self.started: asyncio.Future[View] = asyncio.get_running_loop().create_future()
         self.started.add_done_callback(_retrieve)
+        self._tools = tools
         self.progress = Progress(self._row(RunStatus.PENDING))
         self.lease: Lease | None = None
-        self._tools = tools
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
 
     @property
