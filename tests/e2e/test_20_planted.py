@@ -183,4 +183,4 @@ def test_a_run_may_name_another_source(stack: Stack, customer: Customer) -> None
 def test_a_source_that_is_not_there_fails_with_what_to_do(tenant: Tenant) -> None:
     run = tenant.wait(tenant.start(date="2025-04-06")["pipeline_logging_id"])
     assert run["status"] == "FAILED"
-    assert DATASET in run["error"]["message"] or TABLE in run["error"]["message"]
+    assert "source.table_id" in run["error"]["message"]
