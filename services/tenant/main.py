@@ -94,7 +94,8 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
 
     authz = Endpoint(Authz(ring.authenticate, denials, onboarding_open=settings.onboarding_open), settings.authz_listen)
 
-    public = TenantServicer(tenants, onboarding, keys, quotas, Pages(settings.page_secret(), default_size=100))
+    pages = Pages(settings.page_secret(), default_size=100)
+    public = TenantServicer(tenants, onboarding, keys, quotas, pages, now=now)
     server = build_server(
         settings,
         public=[(pb_grpc.add_TenantServiceServicer_to_server, public)],

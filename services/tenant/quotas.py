@@ -186,12 +186,7 @@ class Roll:
     """Asks that counters whose day or month has passed be written as such."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Asks for the row as it is, its counters as of now."""
-
-
-type QuotaRequest = Reserve | Renew | Settle | SetPlan | SetState | Roll | Look
+type QuotaRequest = Reserve | Renew | Settle | SetPlan | SetState | Roll
 type QuotaAnswer = Reservation | Renewal | Grant | QuotaRow | None
 
 
@@ -220,8 +215,6 @@ def decide(row: QuotaRow | None, request: QuotaRequest, now: datetime) -> tuple[
             after = answer = _set_state(current, request.state, now)
         case Roll():
             after = answer = current
-        case Look():
-            return row, current
     # A counter that only rolled over is not worth a write; Roll is the request to write it all the same.
     if after == (row if isinstance(request, Roll) else current):
         return row, answer
@@ -520,8 +513,11 @@ class Quotas:
 
     async def usage(self, tenant_id: str) -> Usage:
         """What the tenant used; raises ``NotFound``."""
-        row = cast(QuotaRow, await self._rows.ask(tenant_id, Look()))
-        now = max(self._now(), row.updated_at)
+        found = (await self._store.read([tenant_id])).get(tenant_id)
+        if found is None:
+            raise tenant_not_found()
+        now = max(self._now(), found.updated_at)
+        row = rolled(found, now)
         first = min((grant.until for grant in row.grants if grant.in_use(now)), default=None)
         return Usage(
             tenant_id,

@@ -39,12 +39,22 @@ type Context = grpc.aio.ServicerContext[Any, Any]
 class TenantServicer(pb_grpc.TenantServiceServicer):
     """``TenantService``: public, through the gateway."""
 
-    def __init__(self, tenants: Tenants, onboarding: Onboarding, keys: ApiKeys, quotas: Quotas, pages: Pages) -> None:
+    def __init__(
+        self,
+        tenants: Tenants,
+        onboarding: Onboarding,
+        keys: ApiKeys,
+        quotas: Quotas,
+        pages: Pages,
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
         self._tenants = tenants
         self._onboarding = onboarding
         self._keys = keys
         self._quotas = quotas
         self._pages = pages
+        self._now = now
 
     async def OnboardTenant(self, request: pb.OnboardTenantRequest, context: Context) -> pb.OnboardTenantResponse:
         application = Application(
@@ -131,10 +141,10 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         page = listing.open(request)
         found = await self._keys.page(request.tenant_id, _moment(page.cursor), page.size + 1)
         shown, token = listing.cut(found, page, lambda key: [key.created_at.isoformat(), key.api_key_id])
-        return pb.ListApiKeysResponse(api_keys=[_key(key) for key in shown], next_page_token=token)
+        return pb.ListApiKeysResponse(api_keys=[_key(key, self._now()) for key in shown], next_page_token=token)
 
     async def DeleteApiKey(self, request: pb.DeleteApiKeyRequest, context: Context) -> pb.ApiKey:
-        return _key(await _to_its_end(self._keys.revoke(request.tenant_id, request.api_key_id)))
+        return _key(await _to_its_end(self._keys.revoke(request.tenant_id, request.api_key_id)), self._now())
 
     async def RotateApiKey(self, request: pb.RotateApiKeyRequest, context: Context) -> pb.NewApiKey:
         overlap = timedelta(seconds=request.overlap_seconds)
@@ -310,13 +320,13 @@ def _allowance(item: Allowance) -> pb.ListAllowancesResponse.Allowance:
     )
 
 
-def _key(key: ApiKey) -> pb.ApiKey:
+def _key(key: ApiKey, now: datetime) -> pb.ApiKey:
     return pb.ApiKey(
         api_key_id=key.api_key_id,
         tenant_id=key.tenant_id,
         name=key.name,
         role=pb.ApiKey.Role.Value(key.role.value),
-        state=pb.ApiKey.State.Value(key.state(datetime.now(UTC)).value),
+        state=pb.ApiKey.State.Value(key.state(now).value),
         last4=key.last4,
         create_time=_timestamp(key.created_at),
         expire_time=_timestamp(key.expires_at),

@@ -24,7 +24,7 @@ _READ_SECONDS = 10.0
 _KEYS_SECONDS = 5.0
 _WRITE_SECONDS = 10.0
 _CONFLICT_RETRIES = 6
-_NOT_A_PROVIDER = frozenset({"central", "helper", "x_meta"})
+_NOT_A_PROVIDER = frozenset({"central", "helper", "x_meta", "focus"})
 
 type Row = Mapping[str, Any]
 
@@ -492,8 +492,8 @@ class BigQueryDatasets:
 
     async def ensure_tables(self, name: str, provider: str) -> list[str]:
         """Makes the run tables and the provider's."""
-        schemas = [*tables.group("x_meta"), *(tables.group(provider) if provider else ())]
-        return await self._warehouse.ensure_tables(name, schemas)
+        schemas = [*tables.group("x_meta"), *(tables.of_provider(provider) if provider else ())]
+        return await self._warehouse.ensure_tables(name, schemas, tables.views() if provider else ())
 
     def knows(self, provider: str) -> bool:
         """True for a provider that has tables."""

@@ -35,7 +35,7 @@ from services.tenant.quotas import (
     rolled,
 )
 from tests.support.fakes import Clock, Faults, MemoryTable
-from tests.support.tenant_world import Disk, Process
+from tests.support.tenant_world import Disk, Process, Steps
 from tests.support.virtual_time import VirtualTimeLoop
 
 TENANTS = ("a_tenant", "b_tenant", "c_tenant")
@@ -150,6 +150,16 @@ class QuotaMachine(RuleBasedStateMachine):
         """A replica is killed and comes back knowing nothing."""
         self.processes[replica] = Process(self.disk)
 
+    @rule(
+        asks=st.lists(st.tuples(tenants, runs, attempts, owners), min_size=1, max_size=6),
+        step=st.integers(1, 4),
+        after=st.booleans(),
+    )
+    def die_amid_a_round(self, asks: list[tuple[str, str, int, str]], step: int, after: bool) -> None:
+        """A replica is killed before or after any of its statements; whoever asked it hears nothing."""
+        dying = Process(self.disk, Steps(kill_at=step, after=after))
+        self._all(dying.quotas.reserve(tenant, Reserve(run, attempt, owner)) for tenant, run, attempt, owner in asks)
+
     @rule(replica=replicas, times=st.integers(1, 5))
     def reset(self, replica: int, times: int) -> None:
         self._all(self.processes[replica].quotas.reset_daily() for _ in range(times))
@@ -195,8 +205,11 @@ class QuotaMachine(RuleBasedStateMachine):
         for key, grant in old.items():
             if grant.state is not GrantState.LIVE:
                 assert rows.get(key, grant) == grant, "what ended changed"
-            else:
-                assert key in rows, "a live grant was dropped"
+                continue
+            assert key in rows, "a live grant was dropped"
+            if rows[key].until > grant.until:
+                assert grant.in_use(now), "a lease that ran out came back"
+        assert after.in_use(now) <= max(before.in_use(now), after.limits.concurrent), "I2"
         for grant in added:
             earlier = self.seen.grants.get((after.tenant_id, grant.run_id, grant.attempt))
             assert earlier is None or earlier.ended is not None

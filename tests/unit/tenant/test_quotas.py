@@ -16,7 +16,6 @@ from services.tenant.quotas import (
     Grant,
     GrantState,
     Limits,
-    Look,
     Plan,
     QuotaRequest,
     QuotaRow,
@@ -289,7 +288,6 @@ def test_rolling_is_written_only_when_asked_for() -> None:
     row = used(fresh(), 2)
     tomorrow = NOON + timedelta(days=1)
     assert decide(row, Settle("never", 1, GrantState.SETTLED), tomorrow)[0] == row
-    assert decide(row, Look(), tomorrow)[0] == row
     written = after(row, Roll(), tomorrow)
     assert (written.day, written.pipelines_run_today) == (date(2025, 11, 18), 0)
     assert decide(written, Roll(), tomorrow)[0] == written

@@ -35,7 +35,7 @@ class Wire:
         pages = Pages(b"secret", default_size=100)
         self._servicers = {
             SERVICES["TenantService"]: TenantServicer(
-                process.tenants, process.onboarding, process.keys, process.quotas, pages
+                process.tenants, process.onboarding, process.keys, process.quotas, pages, now=self.disk.clock
             ),
             SERVICES["TenantQuotaService"]: TenantQuotaServicer(process.quotas),
             SERVICES["TenantLifecycleService"]: TenantLifecycleServicer(process.tenants),
