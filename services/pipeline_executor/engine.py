@@ -61,7 +61,6 @@ class Engine:
         """
         walk = _Walk(pipeline, context, self._steps, self._jitter, self._sleep)
         try:
-            await asyncio.to_thread(context.staging_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
             await walk.walk()
         finally:
             await _to_the_end(walk.clean_up())
@@ -101,10 +100,17 @@ class _Walk:
         published = next(output for output in self._outputs.values() if isinstance(output, Published))
         return RunResult(published.outcome, published.rows, published.superseded_by, steps)
 
+    async def _make_directory(self) -> None:
+        try:
+            await asyncio.to_thread(self._context.staging_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise errors.Unavailable("STAGING_FULL", "No directory for the files of a run could be made.") from exc
+
     async def walk(self) -> None:
         waiting = list(self._pipeline.steps)
         running: set[asyncio.Task[StepResult]] = set()
         try:
+            await self._make_directory()
             while True:
                 ready = [] if self._no_data else [step for step in waiting if self._completed(step.depends_on)]
                 waiting = [step for step in waiting if step not in ready]

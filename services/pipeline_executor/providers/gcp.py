@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ _TOKEN_URI = "https://oauth2.googleapis.com/token"
 _KEY_FIELDS = ("project_id", "private_key_id", "private_key", "client_email", "client_id")
 _MAX_STREAMS = 4
 _TOTALS_SECONDS = 600.0
+# Whole rows are compared, in all partitions since the day: what that may cost a customer with a large export.
+_MAXIMUM_BYTES = 2**40
 _HTTP_SECONDS = 30.0
 _RETRY = bigquery.DEFAULT_RETRY.with_timeout(_HTTP_SECONDS)
 _MEASURES = ("row_count", "cost", "credits", "distinct_rows")
@@ -235,7 +238,7 @@ async def _totals(
         source=TableRef(table.table_id, table.dataset_id, table.project), partition=rows.partition_column()
     )
     with _client(access, location or table.location or "US") as client:
-        customer = Warehouse(client, max_workers=1)
+        customer = Warehouse(client, max_workers=1, maximum_bytes_billed=_MAXIMUM_BYTES)
         try:
             found = await customer.query(_SNAPSHOT, dataset=table.dataset_id)
             snapshot: datetime = found[0]["snapshot"]
@@ -384,6 +387,8 @@ def source_error(exc: BaseException) -> errors.Error:
             return exc
         case auth.TransportError():
             return _unavailable()
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return errors.Unavailable("STAGING_FULL", "There is no room left for the files of a run; try again later.")
         case auth.GoogleAuthError() | api.Unauthorized():
             return errors.FailedPrecondition(
                 "CREDENTIAL_REJECTED",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -311,6 +312,15 @@ async def test_files_and_staging_tables_go_however_it_ends(context: RunContext, 
         assert fails
     assert not context.staging_dir.exists()
     assert cast(Dropped, context.warehouse).tables == [f"acme.x_staging_{RUN_ID.replace('-', '')}_2_raw"]
+
+
+async def test_no_room_for_files_is_said_and_every_step_skipped(context: RunContext, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    blocked = dataclasses.replace(context, staging_dir=tmp_path / "file" / "staging")
+    with pytest.raises(errors.Unavailable) as caught:
+        await engine().run(pipeline(step("one", ok), step("publish", publish, "one")), blocked)
+    assert caught.value.reason == "STAGING_FULL"
+    assert statuses(context) == {"one": "SKIPPED", "publish": "SKIPPED"}
 
 
 async def test_progress_is_told_but_not_at_every_batch(context: RunContext) -> None:

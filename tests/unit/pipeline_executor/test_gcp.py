@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -41,6 +42,9 @@ def refused(kind: type[api.GoogleAPICallError], reason: str = "", message: str =
         (refused(api.BadRequest, "bytesBilledLimitExceeded"), "SOURCE_TOO_LARGE", False),
         (refused(api.BadRequest, "invalid", "Unrecognized name"), "SOURCE_REFUSED", False),
         (KeyError("private_key"), "SOURCE_FAILED", False),
+        (OSError(errno.ENOSPC, "No space left on device"), "STAGING_FULL", True),
+        (OSError(errno.EIO, "I/O error"), "SOURCE_FAILED", False),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "SOURCE_UNAVAILABLE", True),
         (errors.Aborted("X", "ours"), "X", False),
     ],
 )
