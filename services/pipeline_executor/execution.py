@@ -248,15 +248,22 @@ class Execution:
         return None
 
     async def _insert(self, run: Run) -> bool:
-        """Inserts the row until it is known to be in or not to be."""
+        """Inserts the row until it is known to be in or not to be.
+
+        After one try nobody knows the outcome of, no later failure proves that there is no row.
+        """
         until = asyncio.get_running_loop().time() + _RECORD_SECONDS
+        unknown: errors.Ambiguous | None = None
         pause = _Pause()
         while True:
             try:
                 return await self._tools.store.insert(run)
-            except errors.Ambiguous:
-                if self._stop.done() or asyncio.get_running_loop().time() > until:
+            except errors.Error as failure:
+                unknown = failure if isinstance(failure, errors.Ambiguous) else unknown
+                if unknown is None:
                     raise
+                if self._stop.done() or asyncio.get_running_loop().time() > until:
+                    raise unknown from failure
             await pause()
 
     async def _audit(self) -> None:

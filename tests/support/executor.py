@@ -86,7 +86,7 @@ class Link:
         if roll < self.faults.before:
             raise errors.Unavailable("STORE_UNAVAILABLE", "The fake is down.")
         if writes and roll < self.faults.before + self.faults.late:
-            asyncio.get_running_loop().call_later(self._chance.uniform(0, 30), _quietly(work))
+            asyncio.get_running_loop().call_later(self._chance.uniform(0, 200), _quietly(work))
             raise errors.Ambiguous("STORE_OUTCOME_UNKNOWN", "The fake is late.")
         result = work()
         if writes and roll < self.faults.before + self.faults.late + self.faults.after:
@@ -559,6 +559,7 @@ class World:
     faults: Faults = field(default_factory=Faults)
     begun: Counter[Key] = field(default_factory=Counter)
     scripts: dict[str, Script] = field(default_factory=dict)
+    given: dict[Key, Script] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
     credential_failure: errors.Error | None = None
     processes: dict[str, Process] = field(default_factory=dict)
@@ -576,7 +577,7 @@ class World:
 
     def script_of(self, key: Key) -> Script:
         """What a run does."""
-        return self.scripts.get(key.run_id, self.default_script)
+        return self.scripts.get(key.run_id) or self.given.setdefault(key, self.default_script)
 
     def boot(self, name: str, *, max_runs: int = 16) -> Process:
         """A further process."""

@@ -116,6 +116,9 @@ async def test_killed_anywhere_during_a_cancel_nothing_is_published(world: World
     task.cancel()
 
 
+pauses = st.sampled_from((0.0, 0.0, 0.3, 1.0, 7.0))
+
+
 class Lives(RuleBasedStateMachine):
     """Three executors, two tenants, five days of data, and everything that can go wrong with them."""
 
@@ -137,9 +140,10 @@ class Lives(RuleBasedStateMachine):
         self.born += 1
         self._run(_boot(self.world, f"p{self.born}"))
 
-    def _client(self, work: Coroutine[Any, Any, Any], who: Caller = RUNNER) -> None:
+    def _client(self, work: Coroutine[Any, Any, Any], pause: float, who: Caller = RUNNER) -> None:
         async def begin() -> None:
             self.clients.append(asyncio.create_task(_patient(as_client(work, who))))
+            await asyncio.sleep(pause)
 
         self._run(begin())
 
@@ -148,21 +152,25 @@ class Lives(RuleBasedStateMachine):
         tenant=st.sampled_from((ACME, OTHER)),
         day=st.integers(10, 14),
         key=st.sampled_from(("", "k1", "k2")),
-        seconds=st.sampled_from((0.5, 5, 50, 500)),
-        ending=st.sampled_from(("publish", "publish", "no data", "fails")),
+        seconds=st.sampled_from((2, 20, 100, 300)),
+        ending=st.sampled_from(("publish", "publish", "publish", "no data", "fails")),
+        pause=pauses,
     )
-    def ask(self, process: int, tenant: TenantId, day: int, key: str, seconds: float, ending: str) -> None:
+    def ask(
+        self, process: int, tenant: TenantId, day: int, key: str, seconds: float, ending: str, pause: float
+    ) -> None:
         failure = errors.Unavailable("SOURCE_DOWN", "Later.") if ending == "fails" else None
         self.world.default_script = Script(seconds, failure, no_data=ending == "no data")
-        self._client(self._process(process).runs.run(asked(tenant, day, f"{key}{day}" if key else "")))
+        self._client(self._process(process).runs.run(asked(tenant, day, f"{key}{day}" if key else "")), pause)
 
     @rule(
         process=st.integers(0, 2),
         tenant=st.sampled_from((ACME, OTHER)),
         run=st.integers(0, 3),
         attempt=st.integers(1, 3),
+        pause=pauses,
     )
-    def dispatch(self, process: int, tenant: TenantId, run: int, attempt: int) -> None:
+    def dispatch(self, process: int, tenant: TenantId, run: int, attempt: int, pause: float) -> None:
         request = StartRequest(
             key=Key(tenant, str(uuid.UUID(int=run)), attempt),
             provider="gcp",
@@ -171,21 +179,22 @@ class Lives(RuleBasedStateMachine):
             start_date="2025-11-10",
             end_date="2025-11-12",
         )
-        self._client(self._process(process).runs.start(request), Caller(None, peer="scheduler"))
+        self._client(self._process(process).runs.start(request), pause, Caller(None, peer="scheduler"))
 
     @precondition(lambda self: self.world.store.rows)
-    @rule(process=st.integers(0, 2), pick=st.integers(0, 50))
-    def cancel(self, process: int, pick: int) -> None:
-        keys = sorted(self.world.store.rows)
+    @rule(process=st.integers(0, 2), pick=st.integers(0, 50), pause=pauses)
+    def cancel(self, process: int, pick: int, pause: float) -> None:
+        rows = self.world.store.rows
+        keys = sorted(rows, key=lambda key: (rows[key].status.ended, key))
         key = keys[pick % len(keys)]
 
         async def cancel() -> None:
             view = await self._process(process).runs.cancel(key.tenant_id, key.run_id)
             self.cancelled.add(view.run.key)
 
-        self._client(cancel())
+        self._client(cancel(), pause)
 
-    @rule(seconds=st.sampled_from((0.0, 0.3, 1.0, 7.0, 25.0, 70.0)))
+    @rule(seconds=st.sampled_from((1.0, 25.0, 70.0, 120.0)))
     def wait(self, seconds: float) -> None:
         self._run(asyncio.sleep(seconds))
 
@@ -198,9 +207,10 @@ class Lives(RuleBasedStateMachine):
     def die_soon(self, process: int, calls: int) -> None:
         self._process(process).link.crash_after = calls
 
-    @rule(process=st.integers(0, 2))
-    def stop_and_resume(self, process: int) -> None:
+    @rule(process=st.integers(0, 2), pause=st.sampled_from((0.0, 70.0, 120.0)))
+    def stop_and_resume(self, process: int, pause: float) -> None:
         self._process(process).outlive_its_leases()
+        self._run(asyncio.sleep(pause))
 
     @rule(process=st.integers(0, 2), grace=st.sampled_from((0.0, 6.0, 25.0)))
     def shut_down(self, process: int, grace: float) -> None:
@@ -208,14 +218,20 @@ class Lives(RuleBasedStateMachine):
         self._boot()
 
     @rule(
-        before=st.sampled_from((0.0, 0.05, 0.3)),
-        after=st.sampled_from((0.0, 0.05, 0.3)),
-        late=st.sampled_from((0.0, 0.05, 0.2)),
+        before=st.sampled_from((0.0, 0.0, 0.05, 0.3)),
+        after=st.sampled_from((0.0, 0.0, 0.05, 0.3)),
+        late=st.sampled_from((0.0, 0.0, 0.05, 0.2)),
         seconds=st.sampled_from((0.0, 1.0, 4.0)),
     )
     def trouble(self, before: float, after: float, late: float, seconds: float) -> None:
         faults = self.world.faults
         faults.before, faults.after, faults.late, faults.seconds = before, after, late, seconds
+
+    @rule(seconds=st.sampled_from((30.0, 70.0, 140.0)))
+    def outage(self, seconds: float) -> None:
+        was, self.world.faults.before = self.world.faults.before, 1.0
+        self._run(asyncio.sleep(seconds))
+        self.world.faults.before = was
 
     @invariant()
     def always(self) -> None:
@@ -228,19 +244,21 @@ class Lives(RuleBasedStateMachine):
             )
 
     def teardown(self) -> None:
-        world = self.world
-        world.faults.before = world.faults.after = world.faults.late = world.faults.seconds = 0.0
-        for process in list(world.processes.values()):
-            if process.link.crash_after is not None or process.quotas.deaf:
-                self._run(_kill(process))
-        self._boot()
-        self._run(asyncio.sleep(800))
-        self.always()
-        check_rest(world)
-        for client in self.clients:
-            client.cancel()
-        self._run(world.close())
-        self.runner.close()
+        world, faults = self.world, self.world.faults
+        try:
+            faults.before = faults.after = faults.late = faults.seconds = 0.0
+            for process in list(world.processes.values()):
+                if process.link.crash_after is not None or process.quotas.deaf:
+                    self._run(_kill(process))
+            self._boot()
+            self._run(asyncio.sleep(1000))
+            self.always()
+            check_rest(world)
+        finally:
+            for client in self.clients:
+                client.cancel()
+            self._run(world.close())
+            self.runner.close()
 
     def _process(self, index: int) -> Process:
         return list(self.world.processes.values())[index]

@@ -603,3 +603,24 @@ async def test_who_asked_is_in_the_audit_trail(world: World, role: Role) -> None
     await as_client(a.runs.run(asked()), Caller(role, "acme", "key_9"))
     record = a.audit.records[0]
     assert (record.role, record.user_id, record.request_id) == (role.value, None, "req-1")
+
+
+@simulated
+async def test_a_failure_after_an_unknown_outcome_proves_nothing(world: World) -> None:
+    a = world.boot("a")
+    insert, tries = world.store.insert, 0
+
+    def late(run: Run) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            asyncio.get_running_loop().call_later(1, insert, run)
+            raise errors.Ambiguous("STORE_OUTCOME_UNKNOWN", "On its way.")
+        if tries < 8:
+            raise errors.Unavailable("STORE_RATE_LIMITED", "Not now.")
+        return insert(run)
+
+    world.store.insert = late  # type: ignore[method-assign]
+    view = await run(a)
+    assert world.quotas.rows[ACME].pipelines_run_today == 1
+    assert (await settled(world, view)).status is RunStatus.COMPLETED
