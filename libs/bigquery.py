@@ -33,7 +33,7 @@ from requests.adapters import HTTPAdapter
 from libs import errors
 from libs.bigquery_errors import TRANSIENT, is_conflict, to_domain_error
 from libs.statements import PLACEHOLDER, Scalar, Sql, TableRef, Typed, Value, parameter, rows_param
-from libs.tables import TableSchema
+from libs.tables import TableSchema, View
 
 if TYPE_CHECKING:
     from libs.settings import ServiceSettings
@@ -168,7 +168,7 @@ class Warehouse:
         self._bytes = maximum_bytes_billed
         self._labels = dict(labels or {})
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers, thread_name_prefix="bigquery")
-        self._complete: set[tuple[str, str, TableSchema]] = set()
+        self._complete: set[tuple[str, str, TableSchema | View]] = set()
 
     def close(self) -> None:
         """Waits for no one: statements in flight go on at the server."""
@@ -406,11 +406,13 @@ class Warehouse:
         ref = bigquery.DatasetReference(self.project_id, dataset)
         return sorted(item.table_id for item in self.client.list_tables(ref, retry=_RETRY, timeout=_HTTP_SECONDS))
 
-    async def ensure_tables(self, dataset: str, schemas: Sequence[TableSchema]) -> list[str]:
-        """Creates the tables that are missing and adds missing columns; names of those created.
+    async def ensure_tables(
+        self, dataset: str, schemas: Sequence[TableSchema], views: Sequence[View] = ()
+    ) -> list[str]:
+        """Creates the tables that are missing and adds missing columns, then the views; names of the tables created.
 
-        One call when nothing is missing: columns of an existing table are compared once per process. Safe to run
-        from many places at once.
+        One call when nothing is missing: columns of an existing table and texts of an existing view are compared once
+        per process. Safe to run from many places at once.
         """
         present = set(await self.list_tables(dataset))
         missing = [schema for schema in schemas if schema.name not in present]
@@ -420,6 +422,9 @@ class Warehouse:
             *(self.run(self._add_columns, dataset, schema) for schema in stale),
         )
         self._complete.update((dataset, schema.name, schema) for schema in schemas)
+        due = [v for v in views if v.name not in present or (dataset, v.name, v) not in self._complete]
+        await asyncio.gather(*(self.run(self._make_view, dataset, view) for view in due))
+        self._complete.update((dataset, view.name, view) for view in views)
         return [schema.name for schema, created in zip(missing, made, strict=False) if created]
 
     def _create_table(self, dataset: str, schema: TableSchema) -> bool:
@@ -435,6 +440,20 @@ class Warehouse:
         except api.Conflict:
             return self._add_columns(dataset, schema)
         return True
+
+    def _make_view(self, dataset: str, view: View) -> None:
+        # A view keeps no default dataset: its tables are named in full.
+        names = {name: TableRef(name, dataset, self.project_id) for name in PLACEHOLDER.findall(view.text)}
+        query = Sql(view.name, view.text).with_tables(**names).text
+        made = bigquery.Table(bigquery.DatasetReference(self.project_id, dataset).table(view.name))
+        made.view_query = query
+        try:
+            self.client.create_table(made, retry=_RETRY, timeout=_HTTP_SECONDS)
+        except api.Conflict:
+            present = self.client.get_table(made.reference, retry=_RETRY, timeout=_HTTP_SECONDS)
+            if present.view_query != query:
+                present.view_query = query
+                self.client.update_table(present, ["view_query"], retry=_RETRY, timeout=_HTTP_SECONDS)
 
     def _add_columns(self, dataset: str, schema: TableSchema) -> bool:
         ref = bigquery.DatasetReference(self.project_id, dataset).table(schema.name)

@@ -1,8 +1,10 @@
 """Table schemas as text: one ``<table>.schema.json`` per table, in a folder per group.
 
 ``central`` are the eight tables of dataset ``tenants``, ``helper`` stand beside them, ``x_meta`` and one folder per
-provider are created in every tenant's own dataset. These files are the only truth about columns: a column added here
-reaches every existing table with the next ``Warehouse.ensure_tables``. Columns are only ever added.
+provider are created in every tenant's own dataset, and ``focus`` with every provider: its table is shared by them. A
+``.sql`` file in a group is a view of the tables of that group, which stand in it as ``{table}``. These files are the
+only truth about columns: a column added here reaches every existing table with the next ``Warehouse.ensure_tables``.
+Columns are only ever added.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Any
 from google.cloud.bigquery import SchemaField
 
 _SUFFIX = ".schema.json"
+_VIEW_SUFFIX = ".sql"
+_SHARED = "focus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,14 @@ class TableSchema:
         return schema
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """One view: a SELECT whose ``{placeholders}`` are tables of the dataset it is made in."""
+
+    name: str
+    text: str
+
+
 @functools.cache
 def group(name: str) -> tuple[TableSchema, ...]:
     """All tables of a group, by name; empty for a provider that has none yet."""
@@ -57,6 +69,20 @@ def group(name: str) -> tuple[TableSchema, ...]:
     return tuple(
         TableSchema.from_json(entry.name.removesuffix(_SUFFIX), json.loads(entry.read_text("utf-8"))) for entry in files
     )
+
+
+def of_provider(provider: str) -> tuple[TableSchema, ...]:
+    """What a provider's pipelines publish into: its own tables and the shared ones; empty if it has none of its own."""
+    own = group(provider)
+    return (*own, *group(_SHARED)) if own else ()
+
+
+@functools.cache
+def views(group_name: str = _SHARED) -> tuple[View, ...]:
+    """All views of a group, by name."""
+    folder = importlib.resources.files(__name__).joinpath(group_name)
+    files = sorted((e for e in folder.iterdir() if e.name.endswith(_VIEW_SUFFIX)), key=lambda entry: entry.name)
+    return tuple(View(entry.name.removesuffix(_VIEW_SUFFIX), entry.read_text("utf-8")) for entry in files)
 
 
 def table(group_name: str, name: str) -> TableSchema:

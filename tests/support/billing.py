@@ -228,7 +228,8 @@ class TenantRuns:
     async def prepare(self) -> None:
         """Makes the tenant's dataset and tables."""
         await self.warehouse.create_dataset(self.tenant_id)
-        await self.warehouse.ensure_tables(self.tenant_id, [*tables.group("x_meta"), *tables.group("gcp")])
+        schemas = [*tables.group("x_meta"), *tables.of_provider("gcp")]
+        await self.warehouse.ensure_tables(self.tenant_id, schemas, tables.views())
 
     async def begin(
         self,
