@@ -128,6 +128,7 @@ class Watch:
         """A run's newest attempt from now until it has ended; the last view holds its final state."""
         run_id = check_run_id(run_id)
         pause, forwarded = _FIRST_POLL_SECONDS, False
+        heard: View | None = None
         while True:
             run = newest(await self._store.attempts(tenant_id, [run_id]))
             if run is None:
@@ -136,7 +137,10 @@ class Watch:
             if progress is not None and not progress.over:
                 views = progress.watch()
             elif run.status.ended:
-                yield await self._logged(run)
+                logged = await self._logged(run)
+                # The owner logs the steps after the row has ended; until then what it said of them last is the newest.
+                said = heard.steps if heard is not None and heard.run.key == run.key else ()
+                yield logged if logged.steps else view_of(run, said)
                 return
             elif not forwarded and run.owner != self._owner():
                 forwarded = True
@@ -148,6 +152,7 @@ class Watch:
                 continue
             async with aclosing(views):
                 async for view in views:
+                    heard = view
                     # How it ended is said once, and by the row.
                     if not view.run.status.ended:
                         yield view
