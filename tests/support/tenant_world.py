@@ -55,7 +55,7 @@ class Steps:
         raise Killed
 
 
-class _Stepping:
+class Stepping:
     """Wraps a store so that every call is one step."""
 
     def __init__(self, inner: Any, steps: Steps) -> None:
@@ -309,7 +309,9 @@ class MemoryKeyStore:
     async def touch(self, used: Mapping[str, datetime]) -> None:
         await self._disk.turn()
         for key_id, at in used.items():
-            self._disk.keys[key_id] = dataclasses.replace(self._disk.keys[key_id], last_used_at=at)
+            key = self._disk.keys.get(key_id)
+            if key is not None and (key.last_used_at is None or key.last_used_at < at):
+                self._disk.keys[key_id] = dataclasses.replace(key, last_used_at=at)
 
 
 class MemoryDatasets:
@@ -369,11 +371,11 @@ class Process:
         self.disk = disk
         self.steps = steps or Steps()
         clock = disk.clock
-        self.quota_ledger = Ledger(_stepping(disk.quotas, self.steps), decide, now=clock)
-        profile_ledger = Ledger(_stepping(disk.profiles, self.steps), decide_profile, now=clock)
-        store = _stepping(MemoryTenantStore(disk), self.steps)
-        key_store = _stepping(MemoryKeyStore(disk), self.steps)
-        datasets = _stepping(MemoryDatasets(disk), self.steps)
+        self.quota_ledger = Ledger(stepping(disk.quotas, self.steps), decide, now=clock)
+        profile_ledger = Ledger(stepping(disk.profiles, self.steps), decide_profile, now=clock)
+        store = stepping(MemoryTenantStore(disk), self.steps)
+        key_store = stepping(MemoryKeyStore(disk), self.steps)
+        datasets = stepping(MemoryDatasets(disk), self.steps)
         audit = self._audit
         self.ring = KeyRing(MemoryKeyStore(disk), environment="test", admin_key=ADMIN_KEY, now=clock, sleep=self._sleep)
         self.keys = ApiKeys(key_store, self.ring, audit, environment="test", now=clock)
@@ -403,8 +405,8 @@ class Process:
         await asyncio.sleep(0)
 
 
-def _stepping(inner: Any, steps: Steps) -> Any:
-    return _Stepping(inner, steps)
+def stepping(inner: Any, steps: Steps) -> Any:
+    return Stepping(inner, steps)
 
 
 def application(tenant_id: str = "acme", plan: Plan = Plan.STARTER, company: str = "Acme") -> Application:
