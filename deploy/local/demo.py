@@ -31,7 +31,7 @@ from libs.bigquery import Sql, TableRef, build_client
 
 DATE = "2025-11-17"
 TENANT = "demo_corp"
-_BAR = 40
+_BAR = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def main() -> int:
         console.print(f"[bold red]The demo failed:[/] {exc}")
         return 1
     style = "bold green" if equal else "bold red"
-    console.print(f"[{style}]{said}[/] ({time.monotonic() - began:.0f} s, stack stopped)")
+    console.print(f"[{style}]{said}[/] ({time.monotonic() - began:.0f} s, stack stopped)", soft_wrap=True)
     return 0 if equal else 1
 
 
@@ -105,7 +105,7 @@ def _tell(console: Console, stack: Mapping[str, Any]) -> tuple[bool, str]:
         )
         http.headers["X-API-Key"] = onboarded["api_key"]
         tables = ", ".join(onboarded["tables_created"])
-        console.print(f"{TENANT}: dataset {onboarded['dataset_status']}, tables {tables}")
+        console.print(f"{TENANT}: dataset {onboarded['dataset_status']}, tables {tables}", soft_wrap=True)
         console.print("API key: shown once, here not at all")
 
         console.rule("Flow 1: store its Google Cloud credential")
@@ -177,8 +177,8 @@ def _show_costs(console: Console, stack: Mapping[str, Any]) -> None:
     rows = _query(stack, stack["project_id"], Sql.load(__package__, "sql/demo_cost_by_service.sql"), dataset=TENANT)
     table = Table("service", "currency", box=None, pad_edge=False)
     for name in ("cost", "credits", "net cost"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, overflow="crop")
     highest: dict[str, Decimal] = {}
     for row in rows:
         highest[row["currency"]] = max(highest.get(row["currency"], Decimal(0)), row["net"])
