@@ -63,14 +63,16 @@ class Triggers:
         total, broken, pause, end = Fired(), set[str](), 0.1, self._now() + budget
         while True:
             now = self._now()
-            due = await self._schedules.due(now, CHUNK)
-            firings = await self._decide([each for each in due if each.schedule.config_id not in broken], now, broken)
+            # One more than a chunk tells whether there is another.
+            found = await self._schedules.due(now, CHUNK + 1)
+            due = [each for each in found[:CHUNK] if each.schedule.config_id not in broken]
+            firings = await self._decide(due, now, broken)
             fired = Fired()
             for part in _parts(firings):
                 fired += await self._fire(part, now)
             total += fired
-            # Whoever won the rest has advanced it; only a full chunk or a lost one is worth another look.
-            if len(due) < CHUNK and fired.schedules == len(firings):
+            # Whoever won the rest has advanced it; only a further chunk or a lost one is worth another look.
+            if len(found) <= CHUNK and fired.schedules == len(firings):
                 return total
             if not firings:
                 return total
