@@ -25,6 +25,8 @@ from services.pipeline_executor.clients import (
     TenantQuotas,
     owner_text,
 )
+from services.pipeline_executor.cost_store import BigQueryCostStore
+from services.pipeline_executor.costs import Costs
 from services.pipeline_executor.engine import Engine
 from services.pipeline_executor.execution import Engine as AnyEngine
 from services.pipeline_executor.execution import Tools
@@ -111,11 +113,12 @@ def build(
         audit=audit,
         now=now,
     )
+    costs = Costs(BigQueryCostStore(control), now=now)
     pages = Pages(settings.page_secret(), default_size=100)
     server = build_server(
         settings,
         public=[
-            (pb_grpc.add_PipelineServiceServicer_to_server, PipelineServicer(runs, watch, templates, pages)),
+            (pb_grpc.add_PipelineServiceServicer_to_server, PipelineServicer(runs, watch, templates, costs, pages)),
         ],
         internal=[
             (pb_grpc.add_PipelineDispatchServiceServicer_to_server, PipelineDispatchServicer(runs)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import grpc
@@ -14,14 +15,18 @@ from convergence.pipeline_executor.v1 import pipeline_executor_pb2_grpc as pb_gr
 from libs import caller
 from libs.errors import Unimplemented
 from libs.pages import Pages
+from services.pipeline_executor.costs import Costs
 from services.pipeline_executor.domain import Key, RunFilter, RunStatus, Trigger, check_run_id
 from services.pipeline_executor.executions import Executions
 from services.pipeline_executor.runs import RunRequest, Runs, StartRequest, tenant_of
 from services.pipeline_executor.templates import Templates
 from services.pipeline_executor.watch import Watch
 from services.pipeline_executor.wire import (
+    bound_of,
+    decode_cost_request,
     decode_struct,
     encode_check,
+    encode_cost,
     encode_progress,
     encode_run,
     encode_step,
@@ -35,8 +40,9 @@ type Context = grpc.aio.ServicerContext[Any, Any]
 class PipelineServicer(pb_grpc.PipelineServiceServicer):
     """Public: what a tenant's clients call through the gateway."""
 
-    def __init__(self, runs: Runs, watch: Watch, templates: Templates, pages: Pages) -> None:
+    def __init__(self, runs: Runs, watch: Watch, templates: Templates, costs: Costs, pages: Pages) -> None:
         self._runs = runs
+        self._costs = costs
         self._watch = watch
         self._templates = templates
         self._pages = pages
@@ -107,7 +113,16 @@ class PipelineServicer(pb_grpc.PipelineServiceServicer):
                 yield encode_progress(view)
 
     async def QueryCosts(self, request: pb.QueryCostsRequest, context: Context) -> pb.QueryCostsResponse:
-        raise Unimplemented("NOT_IMPLEMENTED", "Costs cannot be queried yet.")
+        question = self._costs.check(decode_cost_request(tenant_of(request.tenant_id), request))
+        scope, bound = f"{question.tenant_id}/costs", bound_of(question)
+        page = self._pages.open(request.page_size, request.page_token, scope=scope, filter=bound)
+        after = (Decimal(page.cursor[0]), page.cursor[1], page.cursor[2]) if page.cursor else None
+        rows = await self._costs.ask(question, page.size + 1, after)
+        shown, token = self._pages.cut(
+            rows, page, lambda cost: (format(cost.cost, "f"), cost.key, cost.currency), scope=scope, filter=bound
+        )
+        costs = [encode_cost(question, cost) for cost in shown]
+        return pb.QueryCostsResponse(costs=costs, next_page_token=token)
 
     async def QueryCompliance(self, request: pb.QueryComplianceRequest, context: Context) -> pb.QueryComplianceResponse:
         raise Unimplemented("NOT_IMPLEMENTED", "Compliance cannot be queried yet.")

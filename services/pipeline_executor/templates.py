@@ -217,9 +217,9 @@ def parse(path: str, text: str) -> Pipeline:
         raise TemplateInvalid(f"{where}: provider folder must be one of {sorted(EXTRACTORS)}")
     if body.credential_provider != provider.upper():
         raise TemplateInvalid(f"{where}: credential_provider: must be {provider.upper()}")
-    unknown = set(body.tables) - {schema.name for schema in tables.group(provider)}
+    unknown = set(body.tables) - {schema.name for schema in tables.of_provider(provider)}
     if unknown:
-        raise TemplateInvalid(f"{where}: tables: no schema in libs/tables/{provider} for {sorted(unknown)}")
+        raise TemplateInvalid(f"{where}: tables: no schema in libs/tables/{provider} or focus for {sorted(unknown)}")
     steps = tuple(_step(where, f"{FOLDER}/{provider}/{domain}", index, step) for index, step in enumerate(body.steps))
     _check_graph(where, steps)
     return Pipeline(

@@ -11,6 +11,7 @@ from google.protobuf import json_format, struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.tenancy import TenantId
+from services.pipeline_executor.costs import Cost, CostQuestion, CostRequest
 from services.pipeline_executor.domain import (
     Check,
     Key,
@@ -149,6 +150,41 @@ def _decode_run(message: pb.Run) -> Run:
         superseded_by=message.superseded_by,
         error=_decode_error(message),
     )
+
+
+def decode_cost_request(tenant_id: TenantId, request: pb.QueryCostsRequest) -> CostRequest:
+    """A question about costs."""
+    return CostRequest(
+        tenant_id=tenant_id,
+        start_date=request.start_date,
+        end_date=request.end_date,
+        group_by=tuple(request.group_by),
+        metric=request.metric,
+        currency=request.currency,
+        provider=request.provider,
+        service=request.service,
+        account=request.account,
+        region=request.region,
+        compare=request.compare,
+    )
+
+
+def bound_of(question: CostQuestion) -> dict[str, str]:
+    """What a page token of the question is good for: all of it but the tenant, which is in the scope."""
+    return {name: str(getattr(question, name)) for name in question.__dataclass_fields__ if name != "tenant_id"}
+
+
+def encode_cost(question: CostQuestion, cost: Cost) -> pb.QueryCostsResponse.Cost:
+    """One group; the window before only where it was asked for."""
+    message = pb.QueryCostsResponse.Cost(
+        dimensions=dict(zip(question.group_by, cost.values, strict=True)),
+        currency=cost.currency,
+        cost=format(cost.cost, "f"),
+    )
+    if question.compare:
+        message.previous_cost = format(cost.previous_cost, "f")
+        message.change = format(cost.cost - cost.previous_cost, "f")
+    return message
 
 
 def _decode_step(message: pb.Step, position: int) -> Step:

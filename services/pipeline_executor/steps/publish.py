@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from libs.bigquery import Sql
 from services.pipeline_executor.providers.extraction import Extraction
@@ -19,10 +19,14 @@ _FENCE = "ASSERT @@row_count = 1 AS 'assert:RUN_FENCED'"
 
 
 class PublishConfig(StepConfig):
-    """``sql`` reads ``{rows}``, the staging table of step ``table``; ``extraction`` says when it was looked at."""
+    """``sql`` reads ``{rows}``, the staging table of step ``table``; ``extraction`` says when it was looked at.
+
+    ``tables``: placeholder → step of further staging tables that are published in the same transaction.
+    """
 
     sql: SqlFile
     table: str
+    tables: dict[str, str] = Field(default_factory=dict)
     extraction: str
 
     @field_validator("sql")
@@ -34,8 +38,8 @@ class PublishConfig(StepConfig):
         return sql
 
     def inputs(self) -> dict[str, type]:
-        """Reads the staging table and the extraction's start."""
-        return {self.table: StagedTable, self.extraction: Extraction}
+        """Reads the staging tables and the extraction's start."""
+        return {**dict.fromkeys([self.table, *self.tables.values()], StagedTable), self.extraction: Extraction}
 
 
 class Publish:
@@ -50,8 +54,9 @@ class Publish:
     async def run(self, context: StepContext) -> StepResult:
         """Hands the script to the publisher; ``Aborted(RUN_FENCED)`` if this attempt may no longer publish."""
         run = context.run
+        others = {name: context.output(step, StagedTable).ref for name, step in self._config.tables.items()}
         published = await run.publisher.publish(
-            self._config.sql.with_tables(rows=context.output(self._config.table, StagedTable).ref),
+            self._config.sql.with_tables(rows=context.output(self._config.table, StagedTable).ref, **others),
             {
                 "pipeline_logging_id": run.pipeline_logging_id,
                 "attempt": run.attempt,

@@ -41,16 +41,20 @@ class CheckConfig(StepConfig):
 
 
 class QualityConfig(StepConfig):
-    """``sql`` reads ``{rows}``, the staging table of step ``table``; ``extraction`` is the step with the totals."""
+    """``sql`` reads ``{rows}``, the staging table of step ``table``; ``extraction`` is the step with the totals.
+
+    ``tables``: placeholder → step of further staging tables that are measured with it.
+    """
 
     sql: SqlFile
     table: str
+    tables: dict[str, str] = Field(default_factory=dict)
     extraction: str
     checks: list[CheckConfig] = Field(min_length=1)
 
     def inputs(self) -> dict[str, type]:
-        """Reads the staging table and the extraction's totals."""
-        return {self.table: StagedTable, self.extraction: Extraction}
+        """Reads the staging tables and the extraction's totals."""
+        return {**dict.fromkeys([self.table, *self.tables.values()], StagedTable), self.extraction: Extraction}
 
 
 class Quality:
@@ -66,8 +70,9 @@ class Quality:
         """Raises ``FailedPrecondition(QUALITY_CHECK_FAILED)`` naming the checks; their results are durable by then."""
         run = context.run
         staged = context.output(self._config.table, StagedTable)
+        others = {name: context.output(step, StagedTable).ref for name, step in self._config.tables.items()}
         rows = await run.warehouse.query(
-            self._config.sql.with_tables(rows=staged.ref),
+            self._config.sql.with_tables(rows=staged.ref, **others),
             dataset=run.tenant_id,
             params={"start_date": run.start_date, "end_date": run.end_date, "currencies": list(currencies())},
             timeout=_SECONDS,

@@ -6,6 +6,9 @@ staging table made anew.
 
 from __future__ import annotations
 
+import csv
+import importlib.resources
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
@@ -31,6 +34,21 @@ def _load_sql(value: object, info: ValidationInfo) -> Sql:
 
 
 type SqlFile = Annotated[Sql, PlainValidator(_load_sql)]
+
+
+def _load_lookup(value: object) -> str:
+    """Reads a CSV file of ``reference/``, whose first lines may be comments, into a JSON array of its rows."""
+    if not isinstance(value, str) or not value.endswith(".csv") or not value.removesuffix(".csv").isidentifier():
+        raise ValueError("must be the name of a .csv file of reference/")
+    try:
+        text = importlib.resources.files(PACKAGE).joinpath(f"reference/{value}").read_text("utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"there is no file reference/{value}") from None
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return json.dumps(list(rows), ensure_ascii=False, separators=(",", ":"))
+
+
+type LookupFile = Annotated[str, PlainValidator(_load_lookup)]
 
 
 class StepConfig(BaseModel):

@@ -7,16 +7,20 @@ from typing import ClassVar
 from pydantic import Field, field_validator
 
 from libs.bigquery import Sql
-from services.pipeline_executor.steps.step import SqlFile, StagedTable, StepConfig, StepContext, StepResult
+from services.pipeline_executor.steps.step import LookupFile, SqlFile, StagedTable, StepConfig, StepContext, StepResult
 
 _SECONDS = 1800.0
 
 
 class TransformConfig(StepConfig):
-    """``sql`` writes ``{target}`` and reads ``{placeholder}`` for each entry of ``tables``: placeholder → step."""
+    """``sql`` writes ``{target}`` and reads ``{placeholder}`` for each entry of ``tables``: placeholder → step.
+
+    ``lookups``: parameter → file of ``reference/`` that it holds, as a JSON array of the file's rows.
+    """
 
     sql: SqlFile
     tables: dict[str, str] = Field(min_length=1)
+    lookups: dict[str, LookupFile] = Field(default_factory=dict)
 
     @field_validator("sql")
     @classmethod
@@ -47,7 +51,7 @@ class Transform:
         await run.warehouse.script(
             self._config.sql.with_tables(target=target, **sources),
             dataset=run.tenant_id,
-            params={"pipeline_logging_id": run.pipeline_logging_id},
+            params={"pipeline_logging_id": run.pipeline_logging_id, **self._config.lookups},
             timeout=_SECONDS,
             conflict_retries=3,
         )

@@ -1,0 +1,65 @@
+"""Published costs on BigQuery: one SELECT a page, on the dates of the question and within a limit of bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from libs import errors
+from libs.bigquery import Sql, Typed, Warehouse
+from libs.tenancy import tenant_not_found
+from services.pipeline_executor.costs import Cost, CostQuestion, Cursor
+
+_READ_SECONDS = 25.0
+
+
+class BigQueryCostStore:
+    """``costs.CostStore``. The warehouse's ``maximum_bytes_billed`` bounds what one question may read."""
+
+    def __init__(self, warehouse: Warehouse) -> None:
+        self._warehouse = warehouse
+        self._query = Sql.load("services.pipeline_executor", "sql/query_costs.sql")
+
+    async def costs(self, question: CostQuestion, size: int, after: Cursor | None) -> Sequence[Cost]:
+        """Groups after the cursor, the largest first."""
+        try:
+            rows = await self._warehouse.query(
+                self._query,
+                dataset=question.tenant_id,
+                params={
+                    "group_by": Typed("STRING", list(question.group_by)),
+                    "metric": question.metric,
+                    "first_date": question.first_date,
+                    "start_date": question.start_date,
+                    "end_date": question.end_date,
+                    "shift_days": question.shift_days,
+                    "shift_months": question.shift_months,
+                    "currency": question.currency,
+                    "provider": question.provider,
+                    "service": question.service,
+                    "account": question.account,
+                    "region": question.region,
+                    "after_cost": Typed("NUMERIC", after[0] if after else None),
+                    "after_dimensions": after[1] if after else "",
+                    "after_currency": after[2] if after else "",
+                    "size": size,
+                },
+                timeout=_READ_SECONDS,
+            )
+        except errors.FailedPrecondition as exc:
+            if exc.reason != "STORE_OBJECT_MISSING":
+                raise
+            # The table comes with the first provider's credential: a tenant without it has no costs yet.
+            if await self._warehouse.get_dataset(question.tenant_id) is None:
+                raise tenant_not_found() from exc
+            return []
+        return [
+            Cost(
+                key=row["dimensions"],
+                values=tuple(value or "" for value in json.loads(row["dimensions"])),
+                currency=row["currency"],
+                cost=row["cost"],
+                previous_cost=row["previous_cost"],
+            )
+            for row in rows
+        ]

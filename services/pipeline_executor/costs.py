@@ -1,0 +1,181 @@
+"""What a tenant may ask about its costs: the question, checked, and the page of groups that answers it.
+
+Called by the servicer with decoded values. One sum never holds two currencies, and a question reads the charge dates it
+names and, if it compares, those of the window before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Literal, Protocol
+
+from libs.errors import FieldViolation, InvalidArgument
+from libs.tenancy import TenantId
+
+DIMENSIONS = ("provider", "service", "account", "region", "currency", "day", "month")
+MAX_DAYS = 1100
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_TAG = "tag:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostRequest:
+    """A question as the client wrote it; empty texts say nothing."""
+
+    tenant_id: TenantId
+    start_date: str = ""
+    end_date: str = ""
+    group_by: tuple[str, ...] = ()
+    metric: str = ""
+    currency: str = ""
+    provider: str = ""
+    service: str = ""
+    account: str = ""
+    region: str = ""
+    compare: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostQuestion:
+    """A checked question. ``first_date`` is where reading begins: ``start_date``, or that of the window before.
+
+    A date before ``start_date`` stands for the one ``shift_days`` and ``shift_months`` later, so that its group meets
+    the one it is compared with.
+    """
+
+    tenant_id: TenantId
+    first_date: date
+    start_date: date
+    end_date: date
+    shift_days: int
+    shift_months: int
+    group_by: tuple[str, ...]
+    metric: Literal["billed", "effective"]
+    currency: str
+    provider: str
+    service: str
+    account: str
+    region: str
+    compare: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The sum of one group in one currency; ``key`` orders and identifies it among groups of the same cost."""
+
+    key: str
+    values: tuple[str, ...]
+    currency: str
+    cost: Decimal
+    previous_cost: Decimal
+
+
+type Cursor = tuple[Decimal, str, str]
+
+
+class CostStore(Protocol):
+    """Where published costs are read."""
+
+    async def costs(self, question: CostQuestion, size: int, after: Cursor | None) -> Sequence[Cost]:
+        """Up to ``size`` groups after the cursor, the largest cost first; none for a tenant without any costs."""
+        ...
+
+
+class Costs:
+    """The use case: checks a question and reads one page of its answer."""
+
+    def __init__(self, store: CostStore, *, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._now = now
+
+    def check(self, request: CostRequest) -> CostQuestion:
+        """The question with its defaults: this month until today (UTC), billed.
+
+        The window before has the same number of days; where the window is whole calendar months, as many months.
+        Raises ``InvalidArgument``: DATE_INVALID, DATE_RANGE_INVALID, DATE_RANGE_TOO_LONG, GROUP_BY_INVALID,
+        CURRENCY_INVALID, METRIC_INVALID.
+        """
+        today = self._now().astimezone(UTC).date()
+        end = _date("end_date", request.end_date) if request.end_date else today
+        start = _date("start_date", request.start_date) if request.start_date else end.replace(day=1)
+        if start > end:
+            raise _bad("DATE_RANGE_INVALID", "end_date", "lies before start_date")
+        if (end - start).days >= MAX_DAYS:
+            raise _bad("DATE_RANGE_TOO_LONG", "end_date", f"lies {MAX_DAYS} days or more after start_date")
+        if request.metric not in ("", "billed", "effective"):
+            raise _bad("METRIC_INVALID", "metric", "must be billed or effective")
+        if request.currency and not re.fullmatch(r"[A-Za-z]{3}", request.currency, re.ASCII):
+            raise _bad("CURRENCY_INVALID", "currency", "must be a code of ISO 4217")
+        days, months = _shift(start, end)
+        first = start
+        if request.compare:
+            first = _months_before(start, months) if months else _before(start, days)
+        return CostQuestion(
+            tenant_id=request.tenant_id,
+            first_date=first,
+            start_date=start,
+            end_date=end,
+            shift_days=days,
+            shift_months=months,
+            group_by=_group_by(request.group_by),
+            metric="effective" if request.metric == "effective" else "billed",
+            currency=request.currency.upper(),
+            provider=request.provider.lower(),
+            service=request.service,
+            account=request.account,
+            region=request.region,
+            compare=request.compare,
+        )
+
+    async def ask(self, question: CostQuestion, size: int, after: Cursor | None) -> Sequence[Cost]:
+        """A page of the answer."""
+        return await self._store.costs(question, size, after)
+
+
+def _group_by(given: tuple[str, ...]) -> tuple[str, ...]:
+    for name in given:
+        key = name.removeprefix(_TAG) if name.startswith(_TAG) else ""
+        if name not in DIMENSIONS and not (key and key.isprintable()):
+            raise _bad("GROUP_BY_INVALID", "group_by", f"must be of: {', '.join(DIMENSIONS)}, tag:<key>")
+    if len(set(given)) != len(given):
+        raise _bad("GROUP_BY_INVALID", "group_by", "names a dimension twice")
+    return given
+
+
+def _shift(start: date, end: date) -> tuple[int, int]:
+    """Days and months from the window before to this one; one of the two is zero."""
+    after = end + timedelta(days=1) if end < date.max else end
+    if start.day == 1 and after.day == 1:
+        return 0, (after.year - start.year) * 12 + after.month - start.month
+    return (end - start).days + 1, 0
+
+
+def _months_before(first: date, months: int) -> date:
+    count = first.year * 12 + first.month - 1 - months
+    if count < 12:
+        raise _bad("DATE_RANGE_INVALID", "start_date", "has no window before it")
+    return date(count // 12, count % 12 + 1, 1)
+
+
+def _before(first: date, days: int) -> date:
+    try:
+        return first - timedelta(days=days)
+    except OverflowError:
+        raise _bad("DATE_RANGE_INVALID", "start_date", "has no window before it") from None
+
+
+def _date(name: str, text: str) -> date:
+    try:
+        if _DATE.fullmatch(text):
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise _bad("DATE_INVALID", name, "must be a date, YYYY-MM-DD")
+
+
+def _bad(reason: str, name: str, text: str) -> InvalidArgument:
+    return InvalidArgument(reason, f"{name} {text}.", field_violations=[FieldViolation(name, f"{text}.")])
