@@ -23,7 +23,7 @@ from google.protobuf import json_format, struct_pb2
 from tests.support.stack import Stack, Tenant, source_totals, until
 
 DATE = "2025-11-17"
-STEPS = ["extract", "load", "transform", "quality", "publish"]
+STEPS = ["extract", "load", "transform", "focus", "quality", "publish"]
 CENTRAL = {
     "tenant_profiles",
     "tenant_api_keys",
