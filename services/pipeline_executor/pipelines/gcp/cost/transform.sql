@@ -66,7 +66,7 @@ AS SELECT
       c.id AS id, c.full_name AS full_name, c.type AS type, c.name AS name, CAST(c.amount AS NUMERIC) AS amount
     FROM UNNEST(r.credits) AS c
   ) AS credits,
-  PARSE_JSON(r.source_extra) AS source_extra,
+  PARSE_JSON(r.source_extra, wide_number_mode => 'round') AS source_extra,
   @pipeline_logging_id AS pipeline_logging_id,
   MD5(TO_JSON_STRING(r)) AS source_fingerprint
 FROM {raw} AS r
