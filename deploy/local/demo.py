@@ -30,6 +30,7 @@ from deploy.local.stack import read
 from libs.bigquery import Sql, TableRef, build_client
 
 DATE = "2025-11-17"
+BACKFILL_DATE = "2025-11-16"
 TENANT = "demo_corp"
 _BAR = 24
 
@@ -126,6 +127,9 @@ def _tell(console: Console, stack: Mapping[str, Any]) -> tuple[bool, str]:
         passed = sum(check["status"] == "PASS" for check in checks)
         console.print(f"quality checks: {passed} of {len(checks)} passed")
 
+        console.rule(f"Flow 3: schedule it, and backfill {BACKFILL_DATE}")
+        _schedule(console, http, stack)
+
     console.rule("What it cost")
     _show_costs(console, stack)
     source, target = _source_totals(stack), _stored_totals(stack)
@@ -163,6 +167,25 @@ def _watch(console: Console, http: httpx.Client, run_id: str) -> None:
                 doing = [step["step"] for step in now["run"]["steps"] if step["status"] == "RUNNING"]
                 text = ", ".join(doing) or now["run"]["status"].lower()
                 progress.update(task, completed=now["percent"], description=f"{text:12}")
+
+
+def _schedule(console: Console, http: httpx.Client, stack: Mapping[str, Any]) -> None:
+    """A schedule for the days to come, a backfill for one that was, and the queue worked off as its CronJob would."""
+    customer = f"/api/v1/scheduler/customer/{TENANT}"
+    pipeline = {"provider": "gcp", "domain": "cost", "template": "billing"}
+    daily = {**pipeline, "cron": "0 6 * * *", "timezone": "Europe/Berlin"}
+    schedule = _call(http, "POST", f"{customer}/pipelines", daily)
+    console.print(f"schedule {daily['cron']} {daily['timezone']}: next at {schedule['next_run_time']}")
+    window = {"start_date": BACKFILL_DATE, "end_date": BACKFILL_DATE}
+    backfill = _call(http, "POST", f"{customer}/backfills", {**pipeline, **window})
+    admin = {"X-API-Key": stack["admin_api_key"]}
+    with httpx.Client(base_url=stack["rest"], headers=admin, timeout=130) as jobs:
+        _call(jobs, "POST", "/api/v1/scheduler/process-queue", {"time_budget_seconds": 120})
+    runs = _call(http, "GET", f"/api/v1/pipelines/runs/{TENANT}")["runs"]
+    ended = [run for run in runs if run["trigger"] == "BACKFILL"]
+    if [run["status"] for run in ended] != ["COMPLETED"]:
+        raise StackError(f"the backfill {backfill['backfill_id']} did not end well: {ended}")
+    console.print(f"backfill of {BACKFILL_DATE}: {ended[0]['status']}, {ended[0]['rows_published']} rows")
 
 
 def _show_run(console: Console, run: Mapping[str, Any]) -> None:

@@ -203,6 +203,8 @@ class Layout:
             "CONVERGENCE_KMS_KEY": self.kms_key,
             "CONVERGENCE_PEERS_DIR": str(self.folder.peers),
             **{f"CONVERGENCE_{name.upper()}_ADDRESS": f"{HOST}:{port}" for name, port in self.ports.internal.items()},
+            # The scheduler's jobs stand on its public port; it opens no internal one.
+            "CONVERGENCE_SCHEDULER_ADDRESS": f"{HOST}:{self.ports.public['scheduler']}",
         }
 
     def service_environment(self, service: str) -> dict[str, str]:
@@ -249,14 +251,16 @@ class Layout:
             origins = json.loads(self.given.get("CORS_ORIGINS", DEFAULT_CORS_ORIGINS))
         except ValueError:
             origins = []  # the services say what is wrong with it, and do not start
-        public = {name: f"{HOST}:{port}" for name, port in self.ports.public.items()}
         gateway = render.Gateway(
             listen=f"{HOST}:{self.ports.gateway}",
             authz=f"{HOST}:{self.ports.authz}",
             token_file=self.folder.peers / "gateway.token",
             descriptors=folder / "contracts.binpb",
             cors_origins=origins,
-            **public,
+            tenant=f"{HOST}:{self.ports.public['tenant']}",
+            credential=f"{HOST}:{self.ports.public['credential']}",
+            pipeline_executor=f"{HOST}:{self.ports.public['pipeline_executor']}",
+            scheduler=f"{HOST}:{self.ports.public['scheduler']}",
         )
         config.write_text(render.render(gateway))
         return render.command(config)

@@ -99,7 +99,7 @@ def compiled(request: pytest.FixtureRequest) -> None:
     class Kept:
         @staticmethod
         def from_file(engine: wasmtime.Engine, path: str) -> wasmtime.Module:
-            kept = folder / f"{metadata.version("wasmtime")}-{Path(path).stat().st_size}.cwasm"
+            kept = folder / f"{metadata.version('wasmtime')}-{Path(path).stat().st_size}.cwasm"
             try:
                 return wasmtime.Module.deserialize_file(engine, str(kept))
             except wasmtime.WasmtimeError:
