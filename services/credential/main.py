@@ -13,6 +13,7 @@ from convergence.tenant.v1 import tenant_pb2_grpc
 from libs import grpc_client
 from libs.audit import AuditLog
 from libs.bigquery import Warehouse, connect
+from libs.denials import Denials
 from libs.grpc_server import Server, build_server, run
 from libs.pages import Pages
 from services.credential.cipher import EnvelopeCipher, kms_client
@@ -49,6 +50,7 @@ def build(
     store = BigQueryCredentialStore(warehouse, now=now)
     audit_log = AuditLog(warehouse)
     trail = AuditTrail(audit_log, now=now)
+    denials = Denials(audit_log.append, service=settings.service, now=now)
     credentials = Credentials(
         store=store,
         cipher=cipher,
@@ -68,10 +70,11 @@ def build(
         public=[(credential_pb2_grpc.add_CredentialServiceServicer_to_server, public)],
         internal=[(credential_pb2_grpc.add_CredentialAccessServiceServicer_to_server, access)],
         authenticate=Keys(tenant_pb2_grpc.TenantAuthServiceStub(tenant)).authenticate,
+        on_denied=denials.of_call,
     )
 
     async def close() -> None:
-        await credentials.close()
+        await asyncio.gather(credentials.close(), denials.flush())
         await asyncio.gather(store.close(), audit_log.close())
         await tenant.close()
         await kms.transport.close()  # type: ignore[no-untyped-call]
@@ -79,6 +82,7 @@ def build(
             warehouse.close()
 
     server.on_stop(close)
+    server.background("denials", denials.run)
     server.background(
         "offboarding", partial(every, settings.offboarding_poll_seconds, upkeep.offboard, peer="credential")
     )

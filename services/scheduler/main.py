@@ -12,6 +12,7 @@ from convergence.tenant.v1 import tenant_pb2_grpc as tenant_rpc
 from libs import grpc_client
 from libs.audit import AuditLog
 from libs.bigquery import Warehouse, connect
+from libs.denials import Denials
 from libs.grpc_server import Server, build_server, run
 from libs.pages import Pages
 from services.scheduler.backfills import Backfills
@@ -57,6 +58,7 @@ def build(
     schedules, queue, records = BigQuerySchedules(store), BigQueryQueue(store), BigQueryRecords(store)
     audit = AuditLog(store)
     trail = Trail(audit, now)
+    denials = Denials(audit.append, service=settings.service, now=now)
     triggers = Triggers(schedules, now=now, policy=policy)
     calendar = Calendar(schedules, queue, records, tenants, triggers, trail, now=now, policy=policy)
     housekeeping = Housekeeping(schedules, queue, records, executor, tenants, now=now, policy=policy)
@@ -86,13 +88,16 @@ def build(
         settings,
         public=[(rpc.add_ScheduleServiceServicer_to_server, servicer)],
         authenticate=keys.authenticate,
+        on_denied=denials.of_call,
     )
+    server.background("denials", denials.run)
     server.background("offboarding", housekeeping.offboard_forever)
     if warehouse is None:
         server.on_stop(_closing(store))
     server.on_stop(tenant_channel.close)
     server.on_stop(executor_channel.close)
     server.on_stop(audit.close)
+    server.on_stop(denials.flush)
     server.on_stop(calendar.close)
     return server
 
