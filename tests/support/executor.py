@@ -402,7 +402,7 @@ class FakeEngine:
             secret = await context.open_credential()
             assert secret.reveal()["for"] == context.tenant_id
             # The script may still be changed while it plays.
-            while (left := self._world.script_of(key).seconds - (now() - started).total_seconds()) > 0:
+            while (left := self._world.script_of(key).seconds - (now() - started).total_seconds()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(min(1.0, left))
             script = self._world.script_of(key)
             if script.failure is not None:
