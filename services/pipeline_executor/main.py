@@ -15,6 +15,7 @@ from convergence.tenant.v1 import tenant_pb2_grpc
 from libs import grpc_client
 from libs.audit import AuditLog
 from libs.bigquery import Warehouse, connect
+from libs.denials import Denials
 from libs.grpc_server import Server, build_server, run
 from libs.pages import Pages
 from services.pipeline_executor.clients import (
@@ -74,6 +75,7 @@ def build(
     data = warehouse or connect(settings, max_workers=4 * settings.max_runs)
     store = BigQueryRunStore(control, data)
     audit = AuditLog(control)
+    denials = Denials(audit.append, service=settings.service, now=now)
     name = process_name()
     folder = StagingFolder(settings.staging_dir, name)
 
@@ -125,6 +127,7 @@ def build(
             (pb_grpc.add_RunOwnerServiceServicer_to_server, RunOwnerServicer(watch, executions)),
         ],
         authenticate=Keys(tenant_pb2_grpc.TenantAuthServiceStub(tenant)).authenticate,
+        on_denied=denials.of_call,
     )
 
     async def close_stores() -> None:
@@ -132,6 +135,7 @@ def build(
             one.close()
 
     server.on_start(functools.partial(asyncio.to_thread, folder.claim))
+    server.background("denials", denials.run)
     server.background("leases", leases.run)
     server.background("reaper", Reaper(quotas, store, now=now).run)
     server.on_drain(executions.drain)
@@ -140,6 +144,7 @@ def build(
     server.on_stop(tenant.close)
     server.on_stop(credential.close)
     server.on_stop(audit.close)
+    server.on_stop(denials.flush)
     server.on_stop(executions.close)
     return server
 
