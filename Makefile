@@ -37,8 +37,8 @@ setup-bigquery: $(STAMP) ## create or extend the central dataset (running local 
 bench: $(STAMP) ## measure the edge and a run against a stack of its own
 	@$(PYTHON) -m tests.bench
 
-judge: $(STAMP) ## the end-to-end tests against the running stack (`make up` first)
-	@CONVERGENCE_E2E_STACK=$(DATA_DIR)/stack.json $(PYTHON) -m pytest tests/e2e -m "not own_stack" $(PYTEST_ARGS)
+judge: $(STAMP) ## focus-validator, an outside judge, on what the sample becomes in FOCUS columns
+	@$(PYTHON) -m tests.judge
 
 chaos: $(STAMP) ## kill -9 of every process in mid-run, again and again
 	@$(PYTHON) -m pytest tests/e2e -m chaos $(PYTEST_ARGS)
