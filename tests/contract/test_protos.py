@@ -153,10 +153,6 @@ def test_enums_are_nested_bare_words_with_a_zero_value(contracts) -> None:
                 assert (enum.value[0].name, enum.value[0].number) == (f"{words}_UNSPECIFIED", 0)
 
 
-# Columns' names, which users' SQL relies on.
-NAMED_BY_COLUMN = ("scheduled_for", "not_before")
-
-
 def test_times_end_in_time_and_money_is_never_a_float(contracts) -> None:
     types = descriptor_pb2.FieldDescriptorProto
     for file in contracts:

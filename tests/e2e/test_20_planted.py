@@ -153,7 +153,7 @@ def test_an_unknown_currency_fails_and_changes_nothing(tenant: Tenant, customer:
     assert run["error"]["retryable"] is False
     path = f"/pipelines/runs/{tenant.tenant_id}/{run['pipeline_logging_id']}/dq-results"
     failed = [check for check in tenant.call("GET", path)["dq_results"] if check["status"] == "FAIL"]
-    assert [check["check_name"] for check in failed] == ["currency_known"]
+    assert "currency_known" in [check["check_name"] for check in failed]
     assert tenant.stored("2025-03-03") == before
     until(
         lambda: tenant.usage()["concurrent"]["used"],
