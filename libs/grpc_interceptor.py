@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 import protovalidate
 from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from libs import access, caller, grpc_errors, logs
 from libs.errors import Error, FieldViolation, Internal, InvalidArgument, Unauthenticated, Unavailable
@@ -121,7 +121,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
             make, behaviour = grpc.stream_stream_rpc_method_handler, self._stream(path, method, inner.stream_stream)
         else:
             raise NotImplementedError(f"{path}: client streams cannot be authorised on their first message")
-        return make(behaviour, inner.request_deserializer, inner.response_serializer)
+        decode = inner.request_deserializer
+        if decode is not None and method is not None and method.checked:
+            decode = _decoder(decode)
+        return make(behaviour, decode, inner.response_serializer)
 
     def _unary(self, path: str, method: _Method | None, handle: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         async def unary(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
@@ -188,6 +191,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
             idempotency_key=_printable(headers, "idempotency-key"),
             timeout=_least(caller.remaining(), _gateway_timeout(headers, who)),
         )
+        if request is None:
+            raise InvalidArgument("REQUEST_INVALID", "The request cannot be decoded: every text must be UTF-8.")
         tenant_id = request.tenant_id if method is not None and method.names_tenant else None
         try:
             access.authorise(method.rule if method else None, who, tenant_id, onboarding_open=self._onboarding_open)
@@ -247,6 +252,18 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if isinstance(error, Internal | Unavailable) or not isinstance(exc, Error):
             outcome.cause = cause or exc
         return exc
+
+
+def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Returns a decoder that answers None for what is no message: gRPC would show the exception to the client."""
+
+    def decoded(content: bytes) -> Any:
+        try:
+            return decode(content)
+        except DecodeError:
+            return None
+
+    return decoded
 
 
 def _vouched(headers: Headers, address: str) -> Caller:

@@ -186,6 +186,18 @@ async def test_authorised_before_validated(tenant: Served) -> None:
     assert tenant.stand_ins.calls == []
 
 
+@pytest.mark.parametrize("content", [b"\x0a\x02\xff\xfe", b"\x0a\x7fshort", b"\xff"])
+async def test_bytes_that_are_no_message_are_the_clients_fault(tenant: Served, content: bytes) -> None:
+    async with tenant.raw() as channel:
+        call = channel.unary_unary("/convergence.tenant.v1.TenantService/GetTenant")
+        assert await ended(call(content, timeout=5)) == (grpc.StatusCode.UNAUTHENTICATED, "API_KEY_MISSING")
+        assert await ended(call(content, metadata=ACME, timeout=5)) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "REQUEST_INVALID",
+        )
+    assert tenant.stand_ins.calls == []
+
+
 async def test_a_bad_field_is_named_by_its_path(executor: Served) -> None:
     async with executor.raw() as channel:
         stub = executor_grpc.PipelineServiceStub(channel)
