@@ -47,6 +47,9 @@ SPOOFED = [
     ("x-envoy-expected-rq-timeout-ms", "1"),
     ("x-envoy-upstream-rq-timeout-ms", "1"),
     ("x-forwarded-for", "203.0.113.66"),
+    # Legal in HTTP, not in gRPC: forwarded, they would make the service refuse the call.
+    ("a*l", "1"),
+    ("+b", "1"),
 ]
 
 

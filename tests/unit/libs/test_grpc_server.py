@@ -198,6 +198,17 @@ async def test_bytes_that_are_no_message_are_the_clients_fault(tenant: Served, c
     assert tenant.stand_ins.calls == []
 
 
+async def test_no_text_holds_a_nul_however_deep(executor: Served) -> None:
+    request = executor_pb2.RunPipelineRequest(tenant_id="acme", provider="gcp")
+    request.parameters.update({"source": {"tables": ["a", "b\0"]}})
+    async with executor.raw() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await executor_grpc.PipelineServiceStub(channel).RunPipeline(request, metadata=ACME)
+    error = grpc_errors.from_rpc_error(caught.value)
+    assert type(error) is errors.InvalidArgument
+    assert [item.field for item in error.field_violations] == ["parameters"]
+
+
 async def test_a_bad_field_is_named_by_its_path(executor: Served) -> None:
     async with executor.raw() as channel:
         stub = executor_grpc.PipelineServiceStub(channel)
