@@ -1,6 +1,6 @@
-"""Measures a stack of its own: an authenticated read through the gateway, and a run over many rows.
+"""Measures a stack of its own: an authenticated read through the gateway, and a run over many rows; then the scheduler.
 
-Prints one table; nothing is asserted, since figures of two machines do not compare. ``BENCH_ROWS`` sets the rows.
+Prints two tables; nothing is asserted, since figures of two machines do not compare. ``BENCH_ROWS`` sets the rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from google.cloud import bigquery
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench import scheduler_statements
+from tests.bench.quota_statements import emulator
 from tests.support.billing import schema
 from tests.support.stack import Stack, running, source_totals
 
@@ -105,6 +107,8 @@ def main() -> None:
         equal = tenant.totals(DATE) == source_totals(stack, "bench-customer", DATASET, TABLE, DATE)
         table.add_row("stored equals source", "yes" if equal else "NO")
     Console().print(table)
+    with emulator() as endpoint:
+        scheduler_statements.show(asyncio.run(scheduler_statements.measure(endpoint)))
 
 
 if __name__ == "__main__":
