@@ -21,6 +21,8 @@ from deploy.local.processes import Identity
 from deploy.local.supervisor import clean, locked, supervise
 
 _UP_SECONDS, _DOWN_SECONDS = 300.0, 60.0
+# A supervisor says who it is as the first thing after it has taken the lock.
+_SAY_SECONDS = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,7 +106,9 @@ def down(folder: Folder) -> int:
             print("no stack is running")
             return 0
     stack = json.loads(folder.stack_file.read_text()) if folder.stack_file.exists() else {}
-    supervisor = _holder(folder)
+    deadline = time.monotonic() + _SAY_SECONDS
+    while (supervisor := _holder(folder)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
     if supervisor is None:
         raise StackError(f"a supervisor holds {folder.lock_file} and has not said who it is; try again in a second")
     everyone = [supervisor, *(Identity(one["pid"], one["started"]) for one in stack.get("processes", {}).values())]

@@ -72,6 +72,7 @@ class Supervisor:
         """Starts the stack and keeps it until SIGTERM or SIGINT; leaves no process behind however it ends."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        self._write_state()
         try:
             self._boot()
             self._watch()

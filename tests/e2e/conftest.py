@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from types import FrameType
 
 import pytest
 
 from tests.support.stack import Stack, running
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """SIGTERM ends a session as Ctrl-C does: with its fixtures, so that no stack outlives it."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 @pytest.fixture(scope="session")

@@ -271,8 +271,8 @@ def command(data_dir: Path, *arguments: str, **environment: str) -> subprocess.C
 @contextmanager
 def running(data_dir: Path, **environment: str) -> Iterator[Stack]:
     """A stack of its own on a free port, stopped at the end; its folder goes too, unless the tests in it failed."""
-    started = command(data_dir, "up", PORT=str(free_port()), **environment)
     try:
+        started = command(data_dir, "up", PORT=str(free_port()), **environment)
         assert started.returncode == 0, started.stdout + started.stderr
         yield Stack.load(data_dir / "stack.json")
     finally:
