@@ -252,7 +252,7 @@ class MemoryStore:
         for row in self.queue_rows:
             if row.state is State.CLAIMED:
                 claimed[row.tenant_id] += 1
-                taken[row.tenant_id] += row.started_at is None or row.started_at >= asked
+                taken[row.tenant_id] += row.started_at is None or row.started_at > asked
                 serials.add(row.serial_id)
         turns: list[tuple[int, datetime, str, Item]] = []
         granted = Counter[str]()

@@ -273,6 +273,8 @@ class StoreSuite(ABC):
     async def test_slots_count_what_the_tenant_cannot_have_counted(self) -> None:
         store = await self.filled(
             queued(state=State.CLAIMED, started_at=None, lease_until=NOW + HOUR),
+            queued(state=State.CLAIMED, started_at=NOW + timedelta(seconds=1)),
+            # What had started by the time the tenant was asked, it has counted already.
             queued(state=State.CLAIMED, started_at=NOW),
             queued(state=State.CLAIMED, started_at=NOW - HOUR),
             *(queued() for _ in range(4)),

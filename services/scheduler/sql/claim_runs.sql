@@ -54,7 +54,7 @@ WHERE
               AND x.expires_at > @now
               AND x.stop IS NULL AS ready,
               COUNTIF(x.state = 'CLAIMED') OVER (PARTITION BY x.tenant_id) AS claimed,
-              COUNTIF(x.state = 'CLAIMED' AND (x.started_at IS NULL OR x.started_at >= @asked))
+              COUNTIF(x.state = 'CLAIMED' AND (x.started_at IS NULL OR x.started_at > @asked))
                 OVER (PARTITION BY x.tenant_id) AS taken,
               COUNTIF(x.state = 'CLAIMED') OVER (PARTITION BY x.serial_id) AS serial_claimed
             FROM pipeline_execution_queue AS x
