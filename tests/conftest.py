@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import socket
 import subprocess
@@ -14,11 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
 
 from deploy.local.bigquery import wait_ready
 from libs.bigquery import Warehouse, build_client
 
 _PROJECTS = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """Takes back what a test configured: its standard output is pytest's capture, closed when the test ends."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 @dataclass(frozen=True)

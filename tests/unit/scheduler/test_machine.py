@@ -53,7 +53,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(self, seed: int) -> None:
         # Ids and waits are the only things that differ from run to run; without them every example can be replayed.
         self.loop = SkippingLoop()
-        ids = random.Random(seed)
+        ids = random.Random(f"ids of {seed}")
         self.ids = patch("uuid.uuid4", lambda: uuid.UUID(int=ids.getrandbits(128), version=4))
         self.ids.start()
         self.world = World(faults=StoreFaults(), seed=seed)
@@ -62,6 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.world.tenants.quotas[tenant_id] = Quota(concurrent=(1, 3, 10)[number], daily=(6, 25, 100)[number])
         self.day = self.world.clock().date()
         self.ended: dict[str, Run] = {}
+        self.last_attempt: dict[str, int] = {}
         for number, (tenant_id, overlap) in enumerate(itertools.product(TENANTS, Overlap)):
             catchup = list(Catchup)[number % 3]
             self.world.seed(
@@ -166,7 +167,43 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 999))
     def cancel(self, number: int) -> None:
         run_id = self.pick([item.run_id for item in self.world.items], number)
-        self.run(self.world.runs.cancel(self.world.run_of(run_id).tenant_id, run_id))
+        self.cancelled(run_id, self.run(self.world.runs.cancel(self.world.run_of(run_id).tenant_id, run_id)))
+
+    @precondition(lambda self: self.world.executor.running())
+    @rule(number=st.integers(0, 99))
+    def a_cancel_meets_pollers(self, number: int) -> None:
+        """An attempt fails; whoever settles it must not undo the cancellation that comes in between."""
+        running = sorted(self.world.executor.running())
+        key = running[number % len(running)]
+        self.world.executor.end(key, AttemptStatus.FAILED, "SCRIPTED", retryable=True)
+
+        async def at_once() -> list[Any]:
+            cancel = self.world.runs.cancel(self.world.run_of(key[0]).tenant_id, key[0])
+            return await asyncio.gather(self.world.poll(0), cancel, self.world.poll(0), return_exceptions=True)
+
+        answers = self.run(at_once())
+        self.cancelled(key[0], answers[1])
+        self.advance_clock(3600)
+        self.poll(0, 1)
+
+    def cancelled(self, run_id: str, answer: Any) -> None:
+        """Notes the last attempt that a cancelled run may have."""
+        if isinstance(answer, Run):
+            type(self).reached["cancelled"] += 1
+            tried = [attempt for key, attempt in self.world.executor.executed if key == run_id]
+            self.last_attempt[run_id] = max([*tried, answer.attempt if answer.state is State.CLAIMED else 0])
+
+    @rule(hours=st.integers(3, 6))
+    def a_bad_day(self, hours: int) -> None:
+        """Everything fails, for as long as anything is tried again."""
+        for _ in range(hours):
+            self.advance_clock(3600)
+            self.poll(0, 1)
+            self.world.finish(AttemptStatus.FAILED, reason="BAD_DAY", retryable=True)
+            self.poll(0, 1)
+        type(self).reached["out of retries"] += sum(
+            item.state is State.DEAD_LETTER and item.reason == "BAD_DAY" for item in self.world.items
+        )
 
     @precondition(lambda self: any(item.state is State.DEAD_LETTER for item in self.world.items))
     @rule(number=st.integers(0, 999))
@@ -314,6 +351,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.ended = now
 
     @invariant()
+    def cancelled_is_cancelled(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        for run_id, attempt in self.world.executor.executed:
+            last = self.last_attempt.get(run_id, attempt)
+            assert attempt <= last, f"attempt {attempt} of a run that was cancelled at {last}"
+
+    @invariant()
     def limits_hold(self) -> None:
         if not hasattr(self, "world"):
             return
@@ -341,6 +386,7 @@ def test_whatever_happens_the_invariants_hold() -> None:
     )
     reached = SchedulerMachine.reached
     wanted = {"examples": 100, "attempts": 1000, "further attempts": 50, "requeued": 10, "STORE_UNAVAILABLE": 10}
+    wanted |= {"cancelled": 50, "out of retries": 50}
     wanted |= dict.fromkeys(("QUEUED", "CLAIMED", "DEFERRED", "COMPLETED", "CANCELLED", "SKIPPED", "DEAD_LETTER"), 20)
     assert not {what: reached[what] for what, least in wanted.items() if reached[what] < least}, dict(reached)
 
