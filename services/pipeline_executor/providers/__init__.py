@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from libs.errors import FieldViolation, InvalidArgument
+from services.pipeline_executor.providers.azure import AzureExtractor
 from services.pipeline_executor.providers.extraction import Extractor
 from services.pipeline_executor.providers.gcp import GcpExtractor
 
 EXTRACTORS: Mapping[str, Extractor] = {
+    "azure": AzureExtractor(),
     "gcp": GcpExtractor(),
 }
 

@@ -123,7 +123,7 @@ PUBLISH = {"sql": "publish.sql", "table": "transform", "extraction": "extract"}
     ("index", "changes", "text"),
     [
         (0, {"type": "scrape"}, "type: must be one of ['extract', 'load', 'publish', 'quality', 'transform']"),
-        (0, {"config": {"dataset": "bills"}}, "config.dataset: Value error, must be one of ['billing_export']"),
+        (0, {"config": {"dataset": "bills"}}, "config.dataset: Value error, must be one of ['billing_export'"),
         (0, {"config": {"dataset": "billing_export", "x": 1}}, "config.x: Extra inputs are not permitted"),
         (0, {"timeout_seconds": 0}, "timeout_seconds: Input should be greater than 0"),
         (0, {"depends_on": ["load"]}, "depends_on: ['load'] must be steps above this one"),

@@ -1,0 +1,457 @@
+"""Reads Azure: Cost Management exports in the customer's own storage account, by service principal or SAS.
+
+One run reads, of each billing period that its days touch, the newest complete delivery. Files come one after another
+onto disk, where they are checked against the manifest, decoded once by Arrow and summed once by the standard library;
+only one is there at a time. A blob is asked for by the etag it was listed with, so that a delivery that changes while
+it is read is noticed, never mixed.
+
+Where the data lie follows from the names of the source: no address a customer writes is asked, except on one machine,
+where storage is stood in for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import decimal
+import gzip
+import re
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any, ClassVar
+from urllib.parse import parse_qsl
+
+import obstore
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from obstore import exceptions as obs
+from obstore.store import AzureStore
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from libs import errors
+from libs.errors import FieldViolation
+from services.pipeline_executor.providers import azure_export as export
+from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
+from services.pipeline_executor.providers.parquet import ParquetFile
+from services.pipeline_executor.run_context import Secret
+
+_CHUNK = 8 * 2**20
+_BLOCK = 8 * 2**20
+_BATCH_ROWS = 64 * 1024
+_MOST_BLOBS = 200_000
+_DIGITS = 76
+_GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
+_VIEWS: Mapping[str, tuple[str, ...]] = {"cost_export": (export.ACTUAL, export.AMORTIZED)}
+
+
+class Source(BaseModel):
+    """Where the exports lie. ``endpoint_url`` is for a stand-in on one machine, and refused everywhere else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    storage_account: str = Field(pattern=r"^[a-z0-9]{3,24}$")
+    container: str = Field(pattern=r"^(?:\$root|[a-z0-9](?:-?[a-z0-9]){2,62})$")
+    directory: str | None = Field(default=None, pattern=r"^[\x20-\x7e]{1,1024}$")
+    export_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_\-]{1,128}$")
+    endpoint_url: str | None = Field(default=None, pattern=r"^https?://[\x21-\x7e]{1,500}$")
+
+
+class AzureExtractor:
+    """Extracts ``cost_export``: actual and amortized cost exports, EA and MCA, CSV, CSV.gz and parquet."""
+
+    datasets: ClassVar[frozenset[str]] = frozenset(_VIEWS)
+
+    def check_source(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The source's fields checked; ``InvalidArgument(SOURCE_INVALID)`` names each bad one."""
+        try:
+            return Source.model_validate(dict(source)).model_dump(exclude_none=True)
+        except ValidationError as exc:
+            bad = [
+                FieldViolation(".".join(("source", *map(str, item["loc"]))), _reason(item["type"], item["msg"]))
+                for item in exc.errors(include_input=False, include_url=False)
+            ]
+        text = "; ".join(f"{violation.field} {violation.description}" for violation in bad)
+        raise errors.InvalidArgument("SOURCE_INVALID", f"The source is not usable: {text}", field_violations=bad)
+
+    async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
+        """Finds the deliveries and reads the rows of the days into one parquet file; the sums are found beside it."""
+        source = Source.model_validate(dict(request.source))
+        store = _store(source, secret, request)
+        started = datetime.now(UTC)
+        found = await _deliveries(store, source, request)
+        readings = export.readings(found, _VIEWS[request.dataset], request.start_date, request.end_date)
+        views = sorted({reading.delivery.view for reading in readings})
+        layout = export.cost_layout()
+        path = request.directory / "rows.parquet"
+        work = _Work(layout, "".join(views) if len(views) == 1 else export.BOTH, request.directory)
+        with ParquetFile(path, layout.schema) as target:
+            for reading in readings:
+                if reading.days:
+                    await _read(store, source, reading, work, target, request.report)
+        return Extraction(
+            files=(path,) if target.rows else (),
+            schema=layout.schema,
+            rows=target.rows,
+            bytes=target.bytes,
+            started=started,
+            totals=work.totals.sums,
+            details={
+                "source": f"{source.storage_account}/{source.container}/{source.directory or ''}",
+                "deliveries": [_shown(reading) for reading in readings],
+                "missing_columns": sorted(work.missing),
+                "extra_columns": sorted(work.extra),
+            },
+        )
+
+
+def _shown(reading: export.Reading) -> Mapping[str, Any]:
+    delivery = reading.delivery
+    return {
+        "export": delivery.export,
+        "view": delivery.view,
+        "period": f"{delivery.start}/{delivery.end}",
+        "run": delivery.run.strip("/"),
+        "written": delivery.written.isoformat(),
+        "files": len(delivery.parts),
+        "days": len(reading.days),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- access
+
+
+def _store(source: Source, secret: Secret, request: ExtractRequest) -> AzureStore:
+    key = secret.reveal()
+    options: dict[str, Any] = {"account_name": source.storage_account, "container_name": source.container}
+    if source.endpoint_url is not None:
+        if request.endpoints.bigquery is None:
+            raise errors.FailedPrecondition("SOURCE_INVALID", "source.endpoint_url is for a stack on one machine only.")
+        options["endpoint"] = source.endpoint_url
+    if isinstance(key.get("sas_token"), str):
+        token = key["sas_token"].removeprefix("?")
+        _check_alive(token)
+        options["sas_key"] = token
+    elif all(isinstance(key.get(name), str) for name in ("client_id", "client_secret", "azure_tenant_id")):
+        if not _GUID.fullmatch(key["azure_tenant_id"]):
+            raise _unusable()
+        options |= {
+            "client_id": key["client_id"],
+            "client_secret": key["client_secret"],
+            "tenant_id": key["azure_tenant_id"],
+            "authority_host": "https://login.microsoftonline.com",
+        }
+    else:
+        raise _unusable()
+    return AzureStore(
+        config=options,  # type: ignore[arg-type]
+        client_options={"allow_http": source.endpoint_url is not None, "timeout": "120s", "connect_timeout": "15s"},
+        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
+    )
+
+
+def _check_alive(token: str) -> None:
+    ends = [value for name, value in parse_qsl(token) if name == "se"]
+    try:
+        end = export.moment(ends[0]) if ends else None
+    except ValueError:
+        raise _unusable() from None
+    if end is not None and end <= datetime.now(UTC):
+        raise errors.FailedPrecondition(
+            "CREDENTIAL_EXPIRED", f"The stored shared access signature has expired on {end:%Y-%m-%d}: store a new one."
+        )
+
+
+def _unusable() -> errors.FailedPrecondition:
+    return errors.FailedPrecondition(
+        "CREDENTIAL_UNUSABLE",
+        "The stored Azure credential is neither a service principal's secret nor a shared access signature.",
+    )
+
+
+def _failure(exc: Exception, source: Source) -> errors.Error:
+    """What a failure of the storage means. Its text is not kept: it holds addresses, and those may hold a signature."""
+    text = str(exc)
+    where = f"container {source.container} of storage account {source.storage_account}"
+    if (
+        "failed to authenticate" in text
+        or "AuthenticationFailed" in text
+        or isinstance(exc, obs.UnauthenticatedError)
+        or "login.microsoftonline" in text
+    ):
+        return errors.FailedPrecondition(
+            "CREDENTIAL_REJECTED",
+            f"Azure refuses the stored credential for {where}: it is expired, revoked or mistyped. Store a new one.",
+        )
+    if isinstance(exc, obs.PermissionDeniedError) or "AuthorizationPermissionMismatch" in text or " 403 " in text:
+        return errors.FailedPrecondition(
+            "SOURCE_ACCESS_DENIED",
+            f"The stored credential may not list and read {where}: give it the role Storage Blob Data Reader there.",
+        )
+    if isinstance(exc, FileNotFoundError | obs.NotFoundError) or "ContainerNotFound" in text:
+        return errors.FailedPrecondition("SOURCE_NOT_FOUND", f"There is no {where}.")
+    return errors.Unavailable("SOURCE_UNAVAILABLE", "Azure storage did not answer while it was read; try again.")
+
+
+@contextlib.contextmanager
+def _asking(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, obs.BaseError) as exc:
+        failure = _failure(exc, source)
+    else:
+        return
+    # Outside of the except block, so that nothing chains to a text with a signature in it.
+    raise failure
+
+
+# ------------------------------------------------------------------------------------------------- deliveries
+
+
+async def _deliveries(store: AzureStore, source: Source, request: ExtractRequest) -> Sequence[export.Delivery]:
+    blobs: list[export.Blob] = []
+    prefix = f"{source.directory.strip('/')}/" if source.directory and source.directory.strip("/") else None
+    with _asking(source):
+        async for page in obstore.list(store, prefix=prefix, chunk_size=1000):
+            blobs += [export.Blob(item["path"], item["size"], item["last_modified"], item["e_tag"]) for item in page]
+            if len(blobs) > _MOST_BLOBS:
+                raise errors.FailedPrecondition(
+                    "SOURCE_TOO_LARGE", "There are too many blobs to look through: give source.directory."
+                )
+    every = export.folders(blobs, source.export_name)
+    if not every:
+        raise errors.FailedPrecondition(
+            "SOURCE_NOT_FOUND",
+            f"No cost export was found in container {source.container}"
+            + (f", directory {source.directory}" if source.directory else "")
+            + (f", under the name {source.export_name}" if source.export_name else "")
+            + ": give source.directory and source.export_name as the export has them.",
+        )
+    touched = export.overlapping(every, request.start_date, request.end_date)
+    texts: dict[str, bytes] = {}
+    with _asking(source):
+        for path in export.manifests(touched):
+            texts[path] = bytes(await (await obstore.get_async(store, path)).bytes_async())
+    return export.deliveries(touched, texts, source.container)
+
+
+# ------------------------------------------------------------------------------------------------- rows
+
+
+@dataclass
+class _Work:
+    """What the files of a run share: layout, sums, drift and a place on disk for one of them."""
+
+    layout: export.Layout
+    views: str
+    directory: Path
+
+    def __post_init__(self) -> None:
+        self.totals = export.Totals()
+        self.extra: set[str] = set()
+        self.missing: set[str] = set()
+
+
+async def _read(
+    store: AzureStore,
+    source: Source,
+    reading: export.Reading,
+    work: _Work,
+    target: ParquetFile,
+    report: Callable[[int, int], None],
+) -> None:
+    delivery = reading.delivery
+    total = 0
+    for part in delivery.parts:
+        path = work.directory / f"part{''.join(Path(part.path).suffixes[-2:]).lower()}"
+        await _fetch(store, source, part, path)
+        count = await _in_thread(_decode, path, part, reading, work, target)
+        await asyncio.to_thread(path.unlink)
+        if part.rows is not None and count != part.rows:
+            raise _incomplete(delivery, f"file {_name(part)} has {count} rows, its manifest says {part.rows}")
+        total += count
+        report(target.rows, target.bytes)
+    if delivery.rows is not None and total != delivery.rows:
+        raise _incomplete(delivery, f"its files have {total} rows, its manifest says {delivery.rows}")
+
+
+def _name(part: export.Part) -> str:
+    return part.path.rpartition("/")[2]
+
+
+def _incomplete(delivery: export.Delivery, what: str) -> errors.FailedPrecondition:
+    return errors.FailedPrecondition(
+        "DELIVERY_INCOMPLETE",
+        f"The newest delivery of export {delivery.export} for {delivery.start} to {delivery.end} is incomplete: "
+        f"{what}. Run the export again.",
+    )
+
+
+async def _fetch(store: AzureStore, source: Source, part: export.Part, path: Path) -> None:
+    """Writes the blob to disk piece by piece; another one under its name is an error, one that is gone too."""
+    size = 0
+    try:
+        found = await obstore.get_async(store, part.path, options={"if_match": part.etag} if part.etag else None)
+        with path.open("wb") as file:
+            async for chunk in found.stream(min_chunk_size=_CHUNK):
+                size += len(chunk)
+                await asyncio.to_thread(file.write, chunk)
+    except (OSError, obs.BaseError) as exc:
+        if isinstance(exc, FileNotFoundError | obs.NotFoundError | obs.PreconditionError):
+            failure: errors.Error = _changed(part)
+        else:
+            failure = _failure(exc, source)
+    else:
+        if part.size is None or size == part.size:
+            return
+        failure = _changed(part)
+    raise failure
+
+
+def _changed(part: export.Part) -> errors.Unavailable:
+    return errors.Unavailable(
+        "SOURCE_CHANGED", f"File {_name(part)} was replaced or removed while the delivery was read; try again."
+    )
+
+
+def _decode(
+    stop: threading.Event, path: Path, part: export.Part, reading: export.Reading, work: _Work, target: ParquetFile
+) -> int:
+    """Decodes one file and sums it by another way; how many rows the whole file has."""
+    delivery = reading.delivery
+    window = export.Window(delivery.start, delivery.end, reading.days)
+    constants = {"cost_view": delivery.view, "cost_views": work.views}
+    count = 0
+    try:
+        for batch in _batches(path):
+            if stop.is_set():
+                raise errors.Unavailable("SOURCE_READ_STOPPED", "The read was stopped.")
+            made = export.plan(work.layout, batch.schema.names, _name(part))
+            work.extra |= set(made.extra)
+            work.missing |= set(made.missing)
+            rows = export.rows(batch, work.layout, made, window, constants, _name(part))
+            if rows.num_rows:
+                target.write(rows)
+            count += batch.num_rows
+        _sum(stop, path, part, delivery.view, window, work)
+    except (pa.ArrowException, EOFError, gzip.BadGzipFile, zlib.error, csv.Error, OSError, UnicodeDecodeError) as exc:
+        raise errors.FailedPrecondition(
+            "SOURCE_FILE_DAMAGED",
+            f"File {_name(part)} of export {delivery.export} cannot be read to its end: it is truncated or damaged. "
+            "Run the export again.",
+        ) from exc
+    return count
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    if path.name.endswith(".parquet"):
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=_BATCH_ROWS)
+        return
+    with pa.input_stream(str(path), compression="gzip" if path.name.endswith(".gz") else None) as stream:
+        names = _header(path)
+        reader = pa_csv.open_csv(
+            stream,
+            read_options=pa_csv.ReadOptions(block_size=_BLOCK, column_names=names, skip_rows=1),
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+            ),
+        )
+        with reader:
+            yield from reader
+
+
+@contextlib.contextmanager
+def _text(path: Path) -> Iterator[IO[str]]:
+    opened = gzip.open if path.name.endswith(".gz") else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        yield file
+
+
+def _header(path: Path) -> list[str]:
+    """The names of the columns; a second one of a name, in any letter case, gets a number."""
+    with _text(path) as file:
+        found = next(csv.reader(file), [])
+    names: list[str] = []
+    seen: dict[str, int] = {}
+    for name in found:
+        key = name.strip().lower()
+        seen[key] = seen.get(key, 0) + 1
+        names.append(name.strip() if seen[key] == 1 else f"{name.strip()}_{seen[key]}")
+    return names
+
+
+def _sum(stop: threading.Event, path: Path, part: export.Part, view: str, window: export.Window, work: _Work) -> None:
+    """Adds the file's rows of the window to the totals, read without Arrow where the file is text."""
+    layout = work.layout
+    measure = f"{view.lower()}_{layout.cost}"
+    with decimal.localcontext(prec=_DIGITS):
+        for charged, start, end, cost, currency in _cells(path, part, layout):
+            if stop.is_set():
+                return
+            try:
+                last = export.day_of(end) - timedelta(layout.end_is_exclusive) if end else None
+                day = window.day(export.day_of(charged or ""), export.day_of(start) if start else None, last)
+                value = export.number(cost)
+            except ValueError:
+                raise export.invalid(_name(part), f"{layout.charge_day}, period or {layout.cost}") from None
+            if day in window.days:
+                work.totals.add(currency, {measure: value})
+
+
+def _cells(path: Path, part: export.Part, layout: export.Layout) -> Iterator[tuple[str | None, ...]]:
+    asked = (layout.charge_day, layout.period_start, layout.period_end, layout.cost, layout.currency)
+    if path.name.endswith(".parquet"):
+        with pq.ParquetFile(path) as file:
+            ours = {ours: theirs for theirs, ours in _plan(layout, file.schema_arrow.names, part).names.items()}
+            for batch in file.iter_batches(columns=[ours[name] for name in asked if name in ours]):
+                columns = [
+                    export.as_text(batch.column(ours[name])).to_pylist() if name in ours else [None] * batch.num_rows
+                    for name in asked
+                ]
+                yield from zip(*columns, strict=True)
+        return
+    names = _header(path)
+    ours = {ours: theirs for theirs, ours in _plan(layout, names, part).names.items()}
+    places = [names.index(ours[name]) if name in ours else None for name in asked]
+    with _text(path) as file:
+        reader = csv.reader(file)
+        next(reader, None)
+        for row in reader:
+            if row:
+                yield tuple(None if place is None else row[place].strip() or None for place in places)
+
+
+def _plan(layout: export.Layout, names: Sequence[str], part: export.Part) -> export.Plan:
+    return export.plan(layout, names, _name(part))
+
+
+async def _in_thread[T](function: Callable[..., T], *args: Any) -> T:
+    """Runs the function in a thread, with an event before its arguments that says when to stop; waits for its end."""
+    stop = threading.Event()
+    task: asyncio.Future[T] = asyncio.ensure_future(asyncio.to_thread(function, stop, *args))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+def _reason(kind: str, message: str) -> str:
+    match kind:
+        case "missing":
+            return "is required."
+        case "extra_forbidden":
+            return "is no field of an Azure source."
+        case "string_pattern_mismatch":
+            return "is not a name of its kind."
+    return f"is not valid: {message}."
