@@ -12,8 +12,6 @@ from datetime import date, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from libs import errors
@@ -24,12 +22,11 @@ from services.pipeline_executor.run_context import Outcome, RunContext, SourceEn
 from services.pipeline_executor.templates import Templates
 from tests.conftest import Emulator
 from tests.support.azure import AzureRuns, Azurite, Storage, exported, running_azurite, sample_ea, sample_made, sas
+from tests.support.azure_rows import ACTUAL, ALIKE, AMORTIZED, RESERVATION, as_parquet, row
 from tests.support.billing import MemoryJournal
 
 PIPELINE = Templates.load().get("azure", "cost", "billing")
 FIRST, LAST = date(2025, 11, 1), date(2025, 11, 30)
-RESERVATION = "/providers/Microsoft.Capacity/reservationOrders/o1/reservations/r1"
-PLAN = "/providers/Microsoft.BillingBenefits/savingsPlanOrders/o2/savingsPlans/p1"
 
 
 @pytest.fixture(scope="module")
@@ -53,47 +50,6 @@ def storage(azurite: Azurite, runs: AzureRuns) -> Storage:
         runs.warehouse.client.query(f"DELETE FROM acme.{table} AS t WHERE t.pipeline_logging_id IS NOT NULL").result()
     runs.warehouse.client.query("DELETE FROM acme.focus_cost_and_usage AS t WHERE t.x_Provider IS NOT NULL").result()
     return azurite.container()
-
-
-def row(**changes: Any) -> dict[str, Any]:
-    """One row of an MCA export."""
-    return {
-        "billingAccountId": "acct:1",
-        "billingProfileId": "P-1",
-        "billingProfileName": "Profile",
-        "SubscriptionId": "sub-1",
-        "subscriptionName": "Shop",
-        "date": "11/17/2025",
-        "billingPeriodStartDate": "11/01/2025",
-        "billingPeriodEndDate": "11/30/2025",
-        "productName": "Virtual Machines D2 v3",
-        "ProductId": "DZH318Z0BQ4C00G8",
-        "meterId": "m-1",
-        "meterName": "D2 v3",
-        "meterCategory": "Virtual Machines",
-        "consumedService": "Microsoft.Compute",
-        "ResourceId": "/subscriptions/sub-1/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/VM-1",
-        "resourceLocation": "westeurope",
-        "unitOfMeasure": "1 Hour",
-        "quantity": "2",
-        "unitPrice": "0.4",
-        "PayGPrice": "0.5",
-        "costInBillingCurrency": "0.8",
-        "paygCostInBillingCurrency": "1",
-        "billingCurrency": "USD",
-        "pricingCurrency": "USD",
-        "exchangeRatePricingToBilling": "1",
-        "chargeType": "Usage",
-        "frequency": "UsageBased",
-        "pricingModel": "OnDemand",
-        "publisherType": "Azure",
-        "publisherName": "Microsoft",
-        "tags": '"team": "web"',
-        "additionalInfo": '{"ServiceType":"Standard_D2_v3","VCPUs":2}',
-        "benefitId": "",
-        "benefitName": "",
-        **changes,
-    }
 
 
 async def run(
@@ -153,18 +109,6 @@ async def test_the_ea_sample_ties_to_the_last_digit(runs: AzureRuns, storage: St
     assert stored == {"tags": {"tagA": "valueA", "tagB": "valueB", "tagC": "valueC"}, "usage_date": date(2023, 9, 2)}
 
 
-def as_parquet(content: bytes) -> bytes:
-    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
-    columns: dict[str, Any] = {name: pa.array([item[name] or None for item in rows]) for name in rows[0]}
-    columns["Date"] = pa.array([date.fromisoformat(item["Date"]) for item in rows]).cast(pa.timestamp("ms"))
-    columns["CostInBillingCurrency"] = pa.array(
-        [Decimal(item["CostInBillingCurrency"]) for item in rows], pa.decimal128(38, 20)
-    )
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet", "without manifest"])
 async def test_the_generated_month_adds_up_in_every_file_form(runs: AzureRuns, storage: Storage, form: str) -> None:
     content = sample_made()
@@ -210,43 +154,6 @@ async def test_both_casings_both_date_forms_and_columns_nobody_knew(runs: AzureR
 
 # ------------------------------------------------------------------------------------------------- FOCUS
 
-COVERED = {"pricingModel": "Reservation", "benefitId": RESERVATION, "benefitName": "VMs", "unitPrice": "0.4"}
-BOUGHT = {
-    "chargeType": "Purchase", "frequency": "Recurring", "meterId": "", "quantity": "1",
-    "consumedService": "Microsoft.Capacity",
-    "ResourceId": RESERVATION, "SubscriptionId": "", "subscriptionName": "", "productName": "Reserved VM",
-    "PayGPrice": "",
-    "paygCostInBillingCurrency": "", "unitOfMeasure": "1",
-}  # fmt: skip
-ALIKE = [
-    row(productName="plain"),
-    row(productName="spot", pricingModel="Spot"),
-    row(productName="euro", billingCurrency="EUR", costInBillingCurrency="0.72", exchangeRatePricingToBilling="0.9",
-        paygCostInBillingCurrency="0.9", publisherName="MongoDB", publisherType="Marketplace", invoiceId="G1"),
-    row(productName="tax", chargeType="Tax", frequency="OneTime", costInBillingCurrency="0.21", quantity="", meterId="",
-        unitPrice="", PayGPrice="", paygCostInBillingCurrency="", ProductId="", pricingModel="", SubscriptionId=""),
-    row(productName="refund", chargeType="Refund", costInBillingCurrency="-5", pricingModel="OnDemand", quantity=""),
-    row(productName="rounding", chargeType="RoundingAdjustment", costInBillingCurrency="0.001", pricingModel=""),
-    row(productName="late", date="10/30/2025", costInBillingCurrency="0.3"),
-    row(productName="odd", consumedService="Nobody.Knows", meterCategory="Odd Service", ResourceId="",
-        unitOfMeasure=""),
-]  # fmt: skip
-ACTUAL = [
-    *ALIKE,
-    row(productName="covered", costInBillingCurrency="0", **COVERED),
-    row(**{**COVERED, **BOUGHT, "costInBillingCurrency": "10"}),
-    row(**{**COVERED, **BOUGHT, "productName": "Plan", "pricingModel": "SavingsPlan", "benefitId": PLAN,
-           "costInBillingCurrency": "4", "consumedService": "Microsoft.BillingBenefits"}),
-]  # fmt: skip
-AMORTIZED = [
-    *ALIKE,
-    row(productName="covered", costInBillingCurrency="7.5", **COVERED),
-    row(productName="left", chargeType="UnusedReservation", costInBillingCurrency="2.5", **COVERED),
-    row(
-        productName="saved", costInBillingCurrency="4", **{**COVERED, "pricingModel": "SavingsPlan", "benefitId": PLAN}
-    ),
-]
-
 
 async def test_actual_and_amortized_exports_together_say_what_is_billed_and_what_it_is_worth(
     runs: AzureRuns, storage: Storage
@@ -279,7 +186,7 @@ async def test_actual_and_amortized_exports_together_say_what_is_billed_and_what
          InvoiceId="G1",
          PricingCurrencyEffectiveCost=Decimal("0.8"), x_CurrencyConversionRate=0.9)  # fmt: skip
     said("tax", ChargeCategory="Tax", SkuId=None, PricingQuantity=None, SubAccountId=None, ChargeFrequency="One-Time")
-    said("refund", ChargeCategory="Purchase", ChargeClass="Correction", BilledCost="-5", EffectiveCost="-5")
+    said("refund", ChargeCategory="Usage", ChargeClass="Correction", BilledCost="-5", EffectiveCost="-5")
     said("rounding", ChargeCategory="Adjustment", PricingCategory=None)
     late = said("late", x_ChargeDate=FIRST, BilledCost="0.3")
     assert late["ChargePeriodStart"].date() == date(2025, 10, 30)

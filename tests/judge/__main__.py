@@ -1,7 +1,7 @@
 """``make judge``: the outside judge of FOCUS, ``focus-validator``, on what the project's own pipelines publish.
 
 Per source form: the sample goes through the real pipeline on an emulator of its own, view ``focus_v1_2`` is written out
-as CSV and judged, and one line beginning ``focus:`` is printed. The exit status is 1 if a check failed that is not
+as parquet and judged, and one line beginning ``focus:`` is printed. The exit status is 1 if a check failed that is not
 known to be faulty, or that failed only because of one. The validator lives in ``build/judge``, apart from ``.venv``: it
 needs Python 3.12. Nothing but the package index is asked on the network.
 """
@@ -9,7 +9,8 @@ needs Python 3.12. Nothing but the package index is asked on the network.
 from __future__ import annotations
 
 import asyncio
-import csv
+import contextlib
+import gzip
 import json
 import os
 import shutil
@@ -17,20 +18,26 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from deploy.local import sample_data
 from libs.bigquery import Sql, Warehouse, build_client
+from libs.errors import FailedPrecondition
 from libs.tenancy import TenantId
 from services.pipeline_executor.engine import Engine
 from services.pipeline_executor.run_context import SourceEndpoints
 from services.pipeline_executor.templates import Templates
-from tests.conftest import running_emulator
+from tests.conftest import Emulator, running_emulator
+from tests.support import azure, azure_rows
+from tests.support.azure import AzureRuns, Azurite, Storage, running_azurite
 from tests.support.billing import Customer, TenantRuns, schema
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +47,7 @@ PACKAGES = ("focus-validator==2.2.1", "pyarrow<22")
 MODEL = "1.2.0.1"
 # Checks of the validator's model that contradict the text of FOCUS 1.2, each with the reason.
 FAULTY = {
+    "InvoiceId-C-004-C": "the text asks for null where there is no invoice, the model has no condition",
     "InvoiceId-C-005-C": "the text asks for an id once an invoice is issued, the model has no condition",
     "CommitmentDiscountStatus-C-004-C": "the text asks for it where there is a commitment, the model where not",
     "CapacityReservationStatus-C-004-C": "the condition holds in the model, yet rows without a reservation fail",
@@ -121,6 +129,21 @@ def standard() -> list[dict[str, Any]]:
 
 FORMS = {"gcp standard export": standard}
 
+AZURE_FORMS: dict[str, Callable[[Storage], object]] = {
+    "azure EA actual export, csv": lambda storage: storage.deliver(
+        {"part_0_0001.csv": azure.sample_ea()}, period="20230901-20230930"
+    ),
+    "azure actual export, parquet": lambda storage: storage.deliver(
+        {"part_0_0001.snappy.parquet": azure_rows.as_parquet(azure.sample_made())}
+    ),
+    "azure MCA actual and amortized exports, csv.gz": lambda storage: (
+        storage.deliver({"a.csv.gz": gzip.compress(azure.exported(azure_rows.ACTUAL))}),
+        storage.deliver(
+            {"b.csv.gz": gzip.compress(azure.exported(azure_rows.AMORTIZED))}, export="amortized", kind="AmortizedCost"
+        ),
+    ),
+}
+
 
 async def publish(runs: TenantRuns, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sends the rows through gcp/cost/billing and returns the view's."""
@@ -131,12 +154,29 @@ async def publish(runs: TenantRuns, rows: list[dict[str, Any]]) -> list[dict[str
     return await runs.warehouse.query(_READ, dataset=runs.tenant_id, timeout=300)
 
 
+async def publish_azure(
+    runs: AzureRuns, storage: Storage, deliver: Callable[[Storage], object]
+) -> list[dict[str, Any]]:
+    """Sends a delivery through azure/cost/billing and returns the view's rows."""
+    await runs.prepare()
+    deliver(storage)
+    for first, last in ((date(2023, 9, 1), date(2023, 9, 30)), (date(2025, 11, 1), date(2025, 11, 30))):
+        with contextlib.suppress(FailedPrecondition):
+            context = await runs.begin(storage.source(), first, last)
+            await Engine().run(Templates.load().get("azure", "cost", "billing"), context)
+    return await runs.warehouse.query(_READ, dataset=runs.tenant_id, timeout=300)
+
+
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the view as CSV in FOCUS's formats; a null is an empty cell."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(rows[0])
-        writer.writerows([_text(value) for value in row.values()] for row in rows)
+    """Writes the view as parquet in FOCUS's formats: in CSV the validator takes an id of digits for a number."""
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if any(isinstance(value, Decimal | float | int) for value in values):
+            columns[name] = pa.array([None if value is None else float(value) for value in values], pa.float64())
+        else:
+            columns[name] = pa.array([_text(value) or None for value in values], pa.string())
+    pq.write_table(pa.table(columns), path)
 
 
 def _text(value: Any) -> str:
@@ -181,22 +221,33 @@ def own_faults(rows: list[dict[str, Any]]) -> list[str]:
     return sorted(found)
 
 
+def forms(emulator: Emulator, azurite: Azurite, folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Every source form with what the view shows of it, each in a project of its own."""
+    endpoints = SourceEndpoints(emulator.rest, emulator.grpc)
+    for number, form in enumerate([*FORMS, *AZURE_FORMS]):
+        with contextlib.closing(Warehouse(build_client(f"judge-{number}", endpoint=emulator.rest))) as warehouse:
+            if form in FORMS:
+                customer = Customer(build_client(f"judge-{number}-customer", endpoint=emulator.rest))
+                runs = TenantRuns(warehouse, TenantId("judged"), customer, endpoints, folder / "staging")
+                yield form, asyncio.run(publish(runs, FORMS[form]()))
+                customer.client.close()
+            else:
+                azure_runs = AzureRuns(warehouse, TenantId("judged"), endpoints, folder / "staging")
+                yield form, asyncio.run(publish_azure(azure_runs, azurite.container(), AZURE_FORMS[form]))
+
+
 def main() -> int:
     """Judges every source form; 1 if one was found wanting."""
     program = install()
     wanting = False
-    with tempfile.TemporaryDirectory(prefix="judge-") as folder:
-        data = Path(folder) / "data"
+    with tempfile.TemporaryDirectory(prefix="judge-") as name:
+        folder = Path(name)
+        data, blobs = folder / "data", folder / "blobs"
         data.mkdir()
-        with running_emulator(data) as (emulator, _):
-            endpoints = SourceEndpoints(emulator.rest, emulator.grpc)
-            for number, (form, rows) in enumerate(FORMS.items()):
-                warehouse = Warehouse(build_client(f"judge-{number}", endpoint=emulator.rest))
-                customer = Customer(build_client(f"judge-{number}-customer", endpoint=emulator.rest))
-                runs = TenantRuns(warehouse, TenantId("judged"), customer, endpoints, Path(folder) / "staging")
-
-                found = asyncio.run(publish(runs, rows()))
-                path = Path(folder) / f"{number}.csv"
+        blobs.mkdir()
+        with running_emulator(data) as (emulator, _), running_azurite(blobs) as azurite:
+            for number, (form, found) in enumerate(forms(emulator, azurite, folder)):
+                path = folder / f"{number}.parquet"
                 write(path, found)
                 verdict, faults = judge(program, path), own_faults(found)
                 checks = len(verdict.passed) + len(verdict.failed)
@@ -212,8 +263,6 @@ def main() -> int:
                 for fault in [*verdict.unexpected, *faults]:
                     print(f"  {fault}", file=sys.stderr)
                 wanting = wanting or bool(verdict.unexpected or faults)
-                warehouse.close()
-                customer.client.close()
     return int(wanting)
 
 

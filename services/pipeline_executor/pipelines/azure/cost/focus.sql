@@ -66,6 +66,7 @@ chosen AS (
     b.*,
     CASE
       WHEN b.kind IN ('usage', 'unusedreservation', 'unusedsavingsplan') THEN 'Usage'
+      WHEN b.kind = 'refund' AND b.commitment_type IS NULL AND LOWER(IFNULL(b.frequency, '')) = 'usagebased' THEN 'Usage'
       WHEN b.kind IN ('purchase', 'refund') THEN 'Purchase'
       WHEN b.kind = 'credit' THEN 'Credit'
       WHEN b.kind = 'tax' THEN 'Tax'
@@ -127,13 +128,13 @@ costed AS (
   SELECT
     b.*,
     CASE
-      WHEN NOT b.is_priced OR b.category = 'Purchase' THEN b.money
-      WHEN b.kind != 'usage' THEN 0
+      WHEN STARTS_WITH(b.kind, 'unused') THEN 0
+      WHEN b.kind != 'usage' THEN b.money
       ELSE COALESCE(CAST(b.contracted_price * b.amount AS NUMERIC), b.money)
     END AS contracted,
     CASE
-      WHEN NOT b.is_priced OR b.category = 'Purchase' THEN b.money
-      WHEN b.kind != 'usage' THEN 0
+      WHEN STARTS_WITH(b.kind, 'unused') THEN 0
+      WHEN b.kind != 'usage' THEN b.money
       ELSE COALESCE(
         CAST(b.payg_cost_in_billing_currency AS NUMERIC), CAST(b.list_price * b.amount AS NUMERIC),
         CAST(b.contracted_price * b.amount AS NUMERIC), b.money
@@ -166,7 +167,7 @@ SELECT
   CASE LOWER(b.frequency)
     WHEN 'onetime' THEN 'One-Time'
     WHEN 'recurring' THEN 'Recurring'
-    WHEN 'usagebased' THEN 'Usage-Based'
+    WHEN 'usagebased' THEN IF(b.category = 'Purchase', 'One-Time', 'Usage-Based')
     ELSE IF(b.category = 'Usage', 'Usage-Based', 'One-Time')
   END AS ChargeFrequency,
   TIMESTAMP(DATE_ADD(b.charge_date, INTERVAL 1 DAY)) AS ChargePeriodEnd,
@@ -275,6 +276,9 @@ SELECT
       b.kind = 'usage' AND b.contracted_price IS NULL, 'ContractedCost from cost, as the row has no unit price', NULL
     ),
     IF(b.category = 'Purchase', 'ListCost and ContractedCost from cost', NULL),
+    IF(
+      b.category = 'Purchase' AND LOWER(b.frequency) = 'usagebased', 'ChargeFrequency One-Time, as it is a purchase', NULL
+    ),
     IF(b.category = 'Purchase' AND b.quantity IS NULL, 'PricingQuantity one, as the row has none', NULL),
     IF(b.is_priced AND b.measured_in IS NULL, 'PricingUnit Units, as the row has none', NULL),
     IF(b.sku IS NOT NULL AND b.product_id IS NULL, 'SkuId from the meter, else the order', NULL),
