@@ -147,6 +147,7 @@ async def test_an_append_that_was_never_confirmed_says_so() -> None:
     with pytest.raises(errors.Ambiguous):
         await appender.append(1)
     insert.faults.lost_reply = 0.0
+    await appender.close()
     await appender.append(2)
     assert insert.rows == [1, 2]
 
