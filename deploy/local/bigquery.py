@@ -127,7 +127,7 @@ def patch() -> None:
     from local_bigquery.engine import database, types
     from local_bigquery.errors import not_found
     from local_bigquery.grpc import read, server
-    from local_bigquery.jobs import runner, store
+    from local_bigquery.jobs import query, runner, store
     from local_bigquery.sql.rules import partitions
     from sqlglot import exp
 
@@ -205,6 +205,12 @@ def patch() -> None:
     def save(job: Any) -> Any:
         return job if job.status.state == "RUNNING" else write_job(job)  # PENDING and DONE are enough
 
+    run_query = query.execute
+
+    def execute(cur: Any, *args: Any, session: Any = None, **kwargs: Any) -> Any:
+        return run_query(cur if session else _FreshCursor(cur), *args, session=session, **kwargs)
+
+    query.execute = execute
     database.objects = objects
     datasets.exists = dataset_exists
     tables.columns = columns
@@ -222,6 +228,21 @@ def patch() -> None:
         (runner, "submit", threading.RLock()),
     ):
         setattr(module, name, _one_at_a_time(getattr(module, name), lock))
+
+
+class _FreshCursor:
+    """A cursor outside any session: it has no temporary tables, so none are looked for among all tables there are."""
+
+    _TEMPORARY = "SELECT table_name FROM duckdb_tables() WHERE temporary"
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def sql(self, text: str, **kwargs: Any) -> Any:
+        return self._cursor.sql("SELECT '' LIMIT 0" if text == self._TEMPORARY else text, **kwargs)
 
 
 def _in_small_batches(read_rows: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
