@@ -207,8 +207,9 @@ def patch() -> None:
 
     run_query = query.execute
 
-    def execute(cur: Any, *args: Any, session: Any = None, **kwargs: Any) -> Any:
-        return run_query(cur if session else _FreshCursor(cur), *args, session=session, **kwargs)
+    def execute(cur: Any, *args: Any, **kwargs: Any) -> Any:
+        cursor: Any = cur if kwargs.get("session") else _FreshCursor(cur)
+        return run_query(cursor, *args, **kwargs)
 
     query.execute = execute
     database.objects = objects
