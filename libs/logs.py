@@ -84,6 +84,7 @@ def configure(level: str = "INFO", *, service: str) -> None:
     # These say at INFO what the call's own line says already.
     for noisy in ("uvicorn.access", "google.auth", "urllib3", "httpx", "grpc", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_no_header_values)
 
 
 def get(name: str) -> structlog.typing.FilteringBoundLogger:
@@ -127,6 +128,12 @@ def _is_secret_name(key: object) -> bool:
 def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     ours = {name: event.pop(name) for name in _OURS if name in event}
     return {**redact(event), **ours}
+
+
+def _no_header_values(record: logging.LogRecord) -> bool:
+    # gRPC writes a traceback, with the value, for each header that is not UTF-8, several times a call: anybody could
+    # fill the logs with it, and the value may be a secret. The call goes on with the value read as Latin-1.
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 def _name_logger(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

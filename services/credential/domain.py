@@ -183,7 +183,7 @@ class Credentials:
             if draft.kind is not Kind.ROLE:
                 await self._tell("credential.create", tenant_id, cid, "DENIED", "CREDENTIAL_REFUSED")
                 raise _refused(verdict)
-            verdict = Verdict(Status.PENDING, verdict.reason)
+            verdict = _not_yet(verdict)
         version_id = self._new_id()
         put = Put(
             tenant_id=tenant_id,
@@ -247,6 +247,7 @@ class Credentials:
         """Asks the provider again and records what it says; the status stays if it cannot be asked.
 
         If a version that never worked is refused while the one before it did, that one comes back and is asked about.
+        A role stays PENDING until it has trusted us once: its owner learns the external id from us and needs time.
         """
         row = await self._live(tenant_id, credential_id)
         for _ in range(KEPT_VERSIONS):
@@ -309,7 +310,10 @@ class Credentials:
 
     async def _open_and_ask(self, row: Credential, source: Mapping[str, str]) -> Verdict:
         with await self._open(row, purpose="validate") as secret:
-            return await self._ask(row.provider, row.current.kind, secret, source, row.credential_id)
+            verdict = await self._ask(row.provider, row.current.kind, secret, source, row.credential_id)
+        if verdict.status is Status.INVALID and row.current.kind is Kind.ROLE and not row.current.worked:
+            return _not_yet(verdict)
+        return verdict
 
     async def _open(self, row: Credential, **purpose: str) -> Secret:
         details = {**purpose, "secret_version": str(row.current.number)}
@@ -360,6 +364,11 @@ def _refused(verdict: Verdict) -> errors.FailedPrecondition:
     return errors.FailedPrecondition(
         "CREDENTIAL_REFUSED", f"The provider refuses this credential, so nothing was changed. {verdict.reason}".strip()
     )
+
+
+def _not_yet(verdict: Verdict) -> Verdict:
+    """What a refusal of a role means that has never trusted us."""
+    return Verdict(Status.PENDING, verdict.reason)
 
 
 async def _both[A, B](first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:

@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+import boto3
 import requests
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from google.api_core import exceptions as api
 from google.auth import aws
 from google.auth.exceptions import GoogleAuthError, RefreshError
@@ -30,6 +33,7 @@ _ANSWER_SECONDS: Final = 8.0
 _MAX_BODY: Final = 65_536
 _ENTRA: Final = "https://login.microsoftonline.com"
 _SCOPE: Final = "https://www.googleapis.com/auth/bigquery.readonly"
+_STS_HOMES: Final = {"aws": "us-east-1", "aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
 _PASSING_403: Final = frozenset({"rateLimitExceeded", "quotaExceeded", "backendError"})
 _WORKS: Final = Verdict(Status.VALID)
 
@@ -38,6 +42,8 @@ def validators(*, bigquery_endpoint: str | None) -> Mapping[Provider, Validator]
     """One validator per provider. ``bigquery_endpoint`` is the local stand-in that all GCP sources are read at."""
     # At DEBUG it writes whole query strings, and a shared access signature is one.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
+    # At DEBUG it writes what STS answers: the keys of the session.
+    logging.getLogger("botocore").setLevel(logging.INFO)
     return {
         Provider.GCP: _Threaded("BigQuery", partial(_ask_bigquery, bigquery_endpoint)),
         Provider.AWS: _Threaded("AWS", _ask_aws),
@@ -45,7 +51,7 @@ def validators(*, bigquery_endpoint: str | None) -> Mapping[Provider, Validator]
     }
 
 
-type _Ask = Callable[[Kind, Mapping[str, str], Mapping[str, str]], Verdict]
+type _Ask = Callable[[Kind, Mapping[str, str], Mapping[str, str], str], Verdict]
 
 
 class _Threaded:
@@ -57,13 +63,15 @@ class _Threaded:
 
     async def validate(self, kind: Kind, secret: Secret, source: Mapping[str, str], external_id: str) -> Verdict:
         try:
-            return await asyncio.to_thread(lambda: self._ask(kind, secret.fields(), source))
+            return await asyncio.to_thread(lambda: self._ask(kind, secret.fields(), source, external_id))
         except Exception:
             # Nothing of the failure is kept: texts of HTTP libraries hold addresses, and those may hold a signature.
             return Verdict(Status.PENDING, f"{self._provider} could not be asked; it will be asked again.")
 
 
-def _ask_bigquery(endpoint: str | None, _kind: Kind, fields: Mapping[str, str], source: Mapping[str, str]) -> Verdict:
+def _ask_bigquery(
+    endpoint: str | None, _kind: Kind, fields: Mapping[str, str], source: Mapping[str, str], _external_id: str
+) -> Verdict:
     """Reads the metadata of what the source names, with the key signing its own tokens: no token address is called."""
     own = service_account.Credentials if endpoint is None else _StandInCredentials
     credentials = own.from_service_account_info(  # type: ignore[no-untyped-call]
@@ -112,12 +120,10 @@ def _look(client: Client, project: str, source: Mapping[str, str]) -> None:
         client.get_dataset(dataset, **options)
 
 
-def _ask_aws(kind: Kind, fields: Mapping[str, str], source: Mapping[str, str]) -> Verdict:
-    """Asks STS whose key it is, which needs no permission. A role can be assumed by the run only."""
+def _ask_aws(kind: Kind, fields: Mapping[str, str], source: Mapping[str, str], external_id: str) -> Verdict:
+    """Asks STS whose key it is, which needs no permission; of a role, for the shortest session it gives."""
     if kind is Kind.ROLE:
-        return Verdict(
-            Status.PENDING, "A role is assumed by its first run; let it trust us with this external id.", asked=False
-        )
+        return _assume(fields["role_arn"], source, external_id)
     region = source.get("region", "us-east-1")
     host = f"https://sts.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
     query = "/?Action=GetCallerIdentity&Version=2011-06-15"
@@ -131,7 +137,38 @@ def _ask_aws(kind: Kind, fields: Mapping[str, str], source: Mapping[str, str]) -
     return Verdict(Status.PENDING, "AWS did not answer; it will be asked again.")
 
 
-def _ask_azure(kind: Kind, fields: Mapping[str, str], source: Mapping[str, str]) -> Verdict:
+def _assume(role_arn: str, source: Mapping[str, str], external_id: str) -> Verdict:
+    """Assumes the role as the platform's own AWS identity, with the external id that we issued; drops the session."""
+    stand_in = source.get("endpoint_url")
+    # The platform's own identity is shown to AWS only.
+    own = boto3.Session("stand-in", "stand-in") if stand_in else boto3.Session()
+    sts = own.client(
+        "sts",
+        region_name=source.get("region", _STS_HOMES[role_arn.split(":")[1]]),
+        endpoint_url=stand_in,
+        config=Config(
+            connect_timeout=_CONNECT_SECONDS, read_timeout=_ANSWER_SECONDS, retries={"total_max_attempts": 1}
+        ),
+    )
+    try:
+        sts.assume_role(
+            RoleArn=role_arn, RoleSessionName="convergence-check", ExternalId=external_id, DurationSeconds=900
+        )
+        return _WORKS
+    except ClientError as refused:
+        if refused.response.get("Error", {}).get("Code") == "AccessDenied":
+            return Verdict(
+                Status.INVALID,
+                "AWS does not let us assume the role: its trust policy must name us and this external id.",
+            )
+        return Verdict(Status.PENDING, "AWS did not answer; it will be asked again.")
+    except BotoCoreError:
+        return Verdict(Status.PENDING, "AWS could not be asked; it will be asked again.")
+    finally:
+        sts.close()
+
+
+def _ask_azure(kind: Kind, fields: Mapping[str, str], source: Mapping[str, str], _external_id: str) -> Verdict:
     return _ask_entra(fields) if kind is Kind.SERVICE_PRINCIPAL else _ask_storage(fields, source)
 
 

@@ -5,12 +5,14 @@ import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 from services.credential import validators as module
 from services.credential.secret import Secret
-from services.credential.states import Kind, Provider, Status
+from services.credential.states import Kind, Provider, Status, Verdict
 from services.credential.validators import validators
 from tests.unit.credential.test_credential_schemas import AWS_KEY, GUID, PRINCIPAL, SAS, service_account
 
@@ -54,9 +56,9 @@ def cloud() -> Iterator[Cloud]:
     it.close()
 
 
-async def ask(provider, kind, fields, source, *, endpoint=None):
+async def ask(provider, kind, fields, source, *, endpoint=None, external_id=""):
     with Secret.of(fields) as secret:
-        return await validators(bigquery_endpoint=endpoint)[provider].validate(kind, secret, source, "")
+        return await validators(bigquery_endpoint=endpoint)[provider].validate(kind, secret, source, external_id)
 
 
 async def test_a_service_account_key_is_tried_on_what_the_source_names(central, bigquery_emulator, project_id):
@@ -127,10 +129,49 @@ async def test_aws_keys_are_signed_for_sts(cloud, status, expected):
     assert AWS_KEY["secret_access_key"] not in str(cloud.requests)
 
 
-async def test_an_aws_role_is_not_asked_about(cloud):
-    role = {"role_arn": "arn:aws:iam::123456789012:role/x"}
-    verdict = await ask(Provider.AWS, Kind.ROLE, role, {"endpoint_url": cloud.url})
-    assert (verdict.status, verdict.asked, cloud.requests) == (Status.PENDING, False, [])
+ROLE = {"role_arn": "arn:aws:iam::123456789012:role/x"}
+DENIED = b"<ErrorResponse><Error><Code>AccessDenied</Code><Message>canary</Message></Error></ErrorResponse>"
+BUSY = b"<ErrorResponse><Error><Code>Throttling</Code><Message>canary</Message></Error></ErrorResponse>"
+
+
+@pytest.mark.parametrize(
+    "status, body, expected", [(403, DENIED, "INVALID"), (400, BUSY, "PENDING"), (503, b"canary", "PENDING")]
+)
+async def test_an_aws_role_is_assumed_with_the_external_id_that_we_issued(cloud, caplog, status, body, expected):
+    caplog.set_level(logging.DEBUG)
+    cloud.status, cloud.body = status, body
+    verdict = await ask(Provider.AWS, Kind.ROLE, ROLE, {"endpoint_url": cloud.url}, external_id="issued-by-us")
+    assert verdict.status == expected and verdict.asked
+    [(_, _, _, sent)] = cloud.requests
+    asked = dict(parse_qsl(sent.decode()))
+    assert asked["Action"] == "AssumeRole" and asked["RoleArn"] == ROLE["role_arn"]
+    assert (asked["ExternalId"], asked["DurationSeconds"]) == ("issued-by-us", "900")
+    assert "canary" not in verdict.reason + caplog.text
+
+
+async def test_an_aws_role_that_trusts_us_works(caplog):
+    caplog.set_level(logging.DEBUG)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        source = {"endpoint_url": f"http://{host}:{port}", "region": "eu-central-1"}
+        verdict = await ask(Provider.AWS, Kind.ROLE, ROLE, source, external_id="issued-by-us")
+    finally:
+        server.stop()
+    assert verdict == Verdict(Status.VALID)
+    assert "SessionToken" not in caplog.text and "SecretAccessKey" not in caplog.text
+
+
+async def test_without_an_identity_of_ours_no_role_is_judged(monkeypatch):
+    """Its own session asks AWS, not a stand-in; here it has no keys, and nothing leaves the machine."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    verdict = await ask(Provider.AWS, Kind.ROLE, ROLE, {}, external_id="issued-by-us")
+    assert (verdict.status, verdict.asked) == (Status.PENDING, True)
 
 
 @pytest.mark.parametrize(

@@ -174,9 +174,17 @@ async def test_a_role_that_does_not_trust_us_yet_is_told_its_external_id(world):
     row = created.credential
     assert (row.status, row.external_id) == (Status.PENDING, row.credential_id)
     assert world.amazon.asked[0][3] == row.external_id
-    assert (await world.credentials.validate(ACME, row.credential_id)).status is Status.INVALID
-    world.amazon.verdict = Verdict(Status.VALID)
-    assert (await world.credentials.validate(ACME, row.credential_id)).status is Status.VALID
+
+    async def validated(verdict):
+        world.amazon.verdict = verdict
+        return (await world.credentials.validate(ACME, row.credential_id)).status
+
+    refused = world.amazon.verdict
+    assert await validated(refused) is Status.PENDING, "its owner may still be at it"
+    moved = await world.credentials.update_source(ACME, row.credential_id, {"bucket": "b"})
+    assert (moved.status, moved.source) == (Status.PENDING, {"bucket": "b"})
+    assert await validated(Verdict(Status.VALID)) is Status.VALID
+    assert await validated(refused) is Status.INVALID, "it has trusted us once"
     assert (await world.post(GLOBEX, provider=Provider.AWS, kind=Kind.ROLE)).credential.external_id != row.external_id
 
 

@@ -140,6 +140,17 @@ def test_an_exceptions_trace_is_redacted_too(capsys: pytest.CaptureFixture[str])
     assert KEY not in json.dumps(line)
 
 
+def test_a_header_that_is_no_text_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("INFO", service="tenant")
+    log = logging.getLogger("grpc._cython.cygrpc")
+    try:
+        b"caf\xe9".decode()
+    except UnicodeDecodeError:
+        log.exception("Invalid encoding on %s", b"caf\xe9")
+    log.error("something else")
+    assert [line["event"] for line in lines(capsys)] == ["something else"]
+
+
 def test_configuring_twice_does_not_double_lines(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("INFO", service="tenant")
     logs.configure("INFO", service="tenant")

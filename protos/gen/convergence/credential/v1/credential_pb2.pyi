@@ -40,7 +40,7 @@ class Credential(_message.Message):
         VALID: Credential._Status.ValueType  # 2
         """The provider accepted it."""
         INVALID: Credential._Status.ValueType  # 3
-        """The provider refused it; post it again."""
+        """It worked when it was stored, and a later check was refused, or it has expired; mend it and validate, or post it again."""
         REVOKED: Credential._Status.ValueType  # 4
         """Taken back; its secret is destroyed."""
 
@@ -54,7 +54,7 @@ class Credential(_message.Message):
     VALID: Credential.Status.ValueType  # 2
     """The provider accepted it."""
     INVALID: Credential.Status.ValueType  # 3
-    """The provider refused it; post it again."""
+    """It worked when it was stored, and a later check was refused, or it has expired; mend it and validate, or post it again."""
     REVOKED: Credential.Status.ValueType  # 4
     """Taken back; its secret is destroyed."""
 

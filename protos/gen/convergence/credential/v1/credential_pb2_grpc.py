@@ -73,7 +73,12 @@ class CredentialServiceServicer:
 
     def CreateCredential(self, request, context):
         """Stores a credential encrypted, or a new version of it where (tenant, provider, name) has one, and makes sure that
-        the tenant's dataset has the provider's tables. INVALID_ARGUMENT names every missing and unknown field.
+        the tenant's dataset has the provider's tables.
+
+        The provider is asked first. What it accepts is stored as VALID; what it cannot be asked about now (it is down, or a
+        role does not trust us yet) as PENDING. What it definitely refuses is not stored, and a version that is there stays in
+        force. Errors: INVALID_ARGUMENT names every missing and unknown field; FAILED_PRECONDITION (CREDENTIAL_REFUSED) says
+        why the provider refused; NOT_FOUND and FAILED_PRECONDITION for a tenant that is missing or leaving.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,7 +18,12 @@ class CredentialServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateCredential: _aio.UnaryUnaryMultiCallable[_credential_pb2.CreateCredentialRequest, _credential_pb2.CreateCredentialResponse]
     """Stores a credential encrypted, or a new version of it where (tenant, provider, name) has one, and makes sure that
-    the tenant's dataset has the provider's tables. INVALID_ARGUMENT names every missing and unknown field.
+    the tenant's dataset has the provider's tables.
+
+    The provider is asked first. What it accepts is stored as VALID; what it cannot be asked about now (it is down, or a
+    role does not trust us yet) as PENDING. What it definitely refuses is not stored, and a version that is there stays in
+    force. Errors: INVALID_ARGUMENT names every missing and unknown field; FAILED_PRECONDITION (CREDENTIAL_REFUSED) says
+    why the provider refused; NOT_FOUND and FAILED_PRECONDITION for a tenant that is missing or leaving.
     """
     ListCredentials: _aio.UnaryUnaryMultiCallable[_credential_pb2.ListCredentialsRequest, _credential_pb2.ListCredentialsResponse]
     """Lists the tenant's credentials."""
@@ -41,7 +46,12 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_credential_pb2.CreateCredentialRequest, _abc.Awaitable[_credential_pb2.CreateCredentialResponse]],
     ) -> _abc.Awaitable[_credential_pb2.CreateCredentialResponse]:
         """Stores a credential encrypted, or a new version of it where (tenant, provider, name) has one, and makes sure that
-        the tenant's dataset has the provider's tables. INVALID_ARGUMENT names every missing and unknown field.
+        the tenant's dataset has the provider's tables.
+
+        The provider is asked first. What it accepts is stored as VALID; what it cannot be asked about now (it is down, or a
+        role does not trust us yet) as PENDING. What it definitely refuses is not stored, and a version that is there stays in
+        force. Errors: INVALID_ARGUMENT names every missing and unknown field; FAILED_PRECONDITION (CREDENTIAL_REFUSED) says
+        why the provider refused; NOT_FOUND and FAILED_PRECONDITION for a tenant that is missing or leaving.
         """
 
     @_abc_1.abstractmethod
