@@ -34,7 +34,7 @@ status: $(STAMP) ## what runs, where, and since when
 setup-bigquery: $(STAMP) ## create or extend the central dataset (running local stack, or the project of the environment)
 	@$(PYTHON) -m deploy.local.stack exec -- $(PYTHON) -m deploy.setup_bigquery_datasets
 
-bench: $(STAMP) ## measure the edge and a run against a stack of its own
+bench: $(STAMP) ## figures beside a peer or a limit, as tables and build/bench.json (BENCH=stack,quotas,schedules picks)
 	@$(PYTHON) -m tests.bench
 
 judge: $(STAMP) ## focus-validator, an outside judge, on what the sample becomes in FOCUS columns
