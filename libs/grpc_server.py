@@ -2,7 +2,7 @@
 
 Each service's ``main.build`` makes a ``Server`` here; each ``main()`` is ``raise SystemExit(run(Settings, build))``.
 The public port serves what the gateway forwards to, the internal port what only peers may call; neither ever serves the
-other's.
+other's. A third one, where it is asked for, answers health checks only, for probes that cannot show who they are.
 """
 
 from __future__ import annotations
@@ -73,26 +73,32 @@ def build_server(
             on_denied=on_denied,
         )
         shown = [*names, *reflect] if settings.reflection and not is_internal else []
-        ports.append(_Port(address, mounts, names, interceptor, shown))
-    return Server(settings, ports[0], ports[1] if internal else None)
+        ports.append(_Port(address, mounts, names, [interceptor], shown))
+    probes = _Port(settings.health_listen, [], [], [], []) if settings.health_listen else None
+    return Server(settings, ports[0], ports[1] if internal else None, probes)
 
 
 class _Port:
     """One listening gRPC server and what it serves."""
 
     def __init__(
-        self, address: str, mounts: Sequence[Mount], services: list[str], interceptor: Interceptor, reflected: list[str]
+        self,
+        address: str,
+        mounts: Sequence[Mount],
+        services: list[str],
+        interceptors: list[grpc.aio.ServerInterceptor],
+        reflected: list[str],
     ) -> None:
         self.address = address
         self.services = services
         self._mounts = mounts
-        self._interceptor = interceptor
+        self._interceptors = interceptors
         self._reflected = reflected
         self._server: grpc.aio.Server | None = None
 
     async def open(self, checks: HealthServicer, maximum_concurrent_rpcs: int) -> None:
         server = grpc.aio.server(
-            interceptors=[self._interceptor],
+            interceptors=self._interceptors,
             options=_OPTIONS,
             maximum_concurrent_rpcs=maximum_concurrent_rpcs,
         )
@@ -115,10 +121,13 @@ class _Port:
 class Server:
     """One process's ports and whatever lives and dies with them. Ports open in ``start`` and close in ``stop``."""
 
-    def __init__(self, settings: ServiceSettings, public: _Port, internal: _Port | None) -> None:
+    def __init__(
+        self, settings: ServiceSettings, public: _Port, internal: _Port | None, probes: _Port | None = None
+    ) -> None:
         self._settings = settings
         self._public = public
         self._internal = internal
+        self._probes = probes
         self._health = HealthServicer()
         self._start_hooks: list[Hook] = []
         self._drain_hooks: list[Callable[[float], Awaitable[None]]] = []
@@ -137,6 +146,11 @@ class Server:
     def internal_address(self) -> str:
         """The internal port as ``host:port``; empty if the process has none."""
         return self._internal.address if self._internal else ""
+
+    @property
+    def health_address(self) -> str:
+        """The port for probes as ``host:port``; empty if the process has none."""
+        return self._probes.address if self._probes else ""
 
     @property
     def failed(self) -> bool:
@@ -210,7 +224,7 @@ class Server:
         await self.stop(0)
 
     def _ports(self) -> list[_Port]:
-        return [port for port in (self._public, self._internal) if port]
+        return [port for port in (self._public, self._internal, self._probes) if port]
 
     async def _report_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", *(name for port in self._ports() for name in port.services)):

@@ -126,6 +126,11 @@ class ServiceSettings(BaseSettings):
         description="the address of the internal gRPC port, for the other services only",
         examples=["0.0.0.0:50052"],
     )
+    health_listen: Address | None = Field(
+        default=None,
+        description="the address of a further port that only answers health checks, in plain text; for probes",
+        examples=["0.0.0.0:50054"],
+    )
     tenant_address: Address = Field(
         default="tenant:50052",
         description="the internal port of the tenant service",

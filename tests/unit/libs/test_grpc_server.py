@@ -457,6 +457,20 @@ async def test_health_is_told_per_service_and_asks_no_key(tenant: Served) -> Non
             assert (await ended(stub.Check(health_pb2.HealthCheckRequest(service="x"))))[0] is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_port_for_probes_answers_health_checks_and_nothing_else() -> None:
+    slow = Slow()
+    async with (
+        slow.server(health_listen="127.0.0.1:0") as server,
+        grpc.aio.insecure_channel(server.health_address) as channel,
+    ):
+        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert health.status == SERVING
+        stub = tenant_pb2_grpc.TenantServiceStub(channel)
+        assert (await ended(stub.GetTenant(REQUEST, metadata=ACME)))[0] is grpc.StatusCode.UNIMPLEMENTED
+    async with slow.server() as server:
+        assert server.health_address == ""
+
+
 async def test_reflection_lists_the_public_services_to_any_key(tenant: Served) -> None:
     async def ask() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
         yield reflection_pb2.ServerReflectionRequest(list_services="")
