@@ -51,6 +51,7 @@ class Gateway:
     cors_origins: Sequence[str] = ()
     docs: Path = _HERE / "docs.html"
     openapi: Path = _HERE / "openapi.json"
+    known_keys: Path = _HERE / "known_keys.lua"
     rate_burst: int = 200
     rate_per_second: int = 100
     max_body_bytes: int = 1_048_576
@@ -68,6 +69,7 @@ def render(gateway: Gateway) -> str:
         "token_file": str(gateway.token_file),
         "docs": str(gateway.docs),
         "openapi": str(gateway.openapi),
+        "known_keys": str(gateway.known_keys),
         "cors_origins": [_origin(origin) for origin in gateway.cors_origins],
         "local_replies": _local_replies(),
         "rate_burst": gateway.rate_burst,

@@ -13,6 +13,7 @@ import json
 import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from datetime import timedelta
 from typing import Any
 
 import uvicorn
@@ -41,9 +42,16 @@ class Authz:
     """The ASGI application."""
 
     def __init__(
-        self, authenticate: Callable[[str], Awaitable[Caller]], denials: Denials, *, onboarding_open: bool
+        self,
+        authenticate: Callable[[str], Awaitable[Caller]],
+        good_for: Callable[[Caller], timedelta],
+        denials: Denials,
+        *,
+        onboarding_open: bool,
     ) -> None:
+        """``good_for`` says how long the gateway may believe an answer without asking again."""
         self._authenticate = authenticate
+        self._good_for = good_for
         self._denials = denials
         self._onboarding_open = onboarding_open
 
@@ -53,6 +61,8 @@ class Authz:
         try:
             who = await self._identify(scope)
             status, headers, body = 200, _identity(who), b""
+            if who.key_id and (milliseconds := self._good_for(who) // timedelta(milliseconds=1)) > 0:
+                headers.append((b"x-good-for-ms", str(milliseconds).encode()))
         except Exception as exc:
             self._note(exc, scope)
             status, headers, body = _refusal(exc)

@@ -36,6 +36,7 @@ from services.tenant.audit import Audit
 REFRESH = timedelta(seconds=5)
 STALE = timedelta(seconds=15)
 PACE = timedelta(seconds=1)
+GOOD_FOR = timedelta(seconds=1)
 REMEMBER_DEAD = timedelta(days=7)
 MAX_LIVE_KEYS = 50
 MAX_OVERLAP = timedelta(days=30)
@@ -283,6 +284,20 @@ class KeyRing:
             raise KeyRefused("EXPIRED", parts.key_id, entry.tenant_id)
         self.used[parts.key_id] = now
         return Caller(entry.role, tenant_id=entry.tenant_id, key_id=parts.key_id)
+
+    def good_for(self, who: Caller) -> timedelta:
+        """How long whoever has just been authenticated may be believed without asking: ``GOOD_FOR`` at most.
+
+        Never beyond the key's expiry, nor beyond the moment at which the news of the store become too old to judge by.
+        """
+        if who.key_id == ADMIN_KEY_ID:
+            return GOOD_FOR
+        now = self._now()
+        entry = self._entries.get(who.key_id)
+        if entry is None or self._fresh_at is None:
+            return timedelta(0)
+        ends = [now + GOOD_FOR, self._fresh_at + STALE, *([entry.expires_at] if entry.expires_at else [])]
+        return max(min(ends) - now, timedelta(0))
 
     def forget(self, api_key_ids: Iterable[str]) -> None:
         """Takes keys back here at once; a reading that began before cannot bring them back."""

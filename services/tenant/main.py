@@ -92,7 +92,10 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
             )
             raise
 
-    authz = Endpoint(Authz(ring.authenticate, denials, onboarding_open=settings.onboarding_open), settings.authz_listen)
+    authz = Endpoint(
+        Authz(ring.authenticate, ring.good_for, denials, onboarding_open=settings.onboarding_open),
+        settings.authz_listen,
+    )
 
     pages = Pages(settings.page_secret(), default_size=100)
     public = TenantServicer(tenants, onboarding, keys, quotas, pages, now=now)

@@ -26,8 +26,9 @@ from google.protobuf.descriptor import MethodDescriptor
 from deploy.envoy import descriptors
 from deploy.envoy.render import Gateway, command, render
 from libs import errors, grpc_client
+from libs.tenancy import Caller, Role
 from tests.conftest import free_port
-from tests.support.gateway import ADMIN_KEY, StandIns, internal_methods, public_methods, running_gateway
+from tests.support.gateway import ADMIN_KEY, KEYS, StandIns, internal_methods, public_methods, running_gateway
 from tests.support.routes import Route, routes
 
 ORIGIN = "http://localhost:3000"
@@ -194,6 +195,52 @@ def test_a_body_cannot_rename_the_tenant_of_the_path(edge: StandIns) -> None:
 def test_only_one_good_key_opens(edge: StandIns, keys: list[str]) -> None:
     answer = send(edge, "GET", "/api/v1/tenants/acme", key="", headers=[("x-api-key", key) for key in keys])
     assert answer.status_code == 401
+
+
+def test_a_key_is_asked_about_once_as_long_as_the_answer_is_good(edge: StandIns) -> None:
+    edge.good_for_ms = 600_000
+    key, forged = "remembered-key", [*IDENTITY.items(), ("gateway.known-key", "hit")]
+    KEYS[key] = Caller(Role.RUNNER, "acme", "key_remembered")
+    try:
+        for _ in range(20):
+            assert send(edge, "GET", "/api/v1/tenants/acme", key, headers=forged).status_code == 200
+        # One question a worker of Envoy, of which there are two.
+        assert 1 <= len(edge.asked) <= 2
+        assert {(call.caller.tenant_id, call.caller.role, call.caller.key_id) for call in edge.calls} == {
+            ("acme", Role.RUNNER, "key_remembered")
+        }
+        assert not any(name == "x-api-key" for call in edge.calls for name, _ in call.metadata)
+        # A remembered key opens nothing that it did not open before, nor for anybody else.
+        assert send(edge, "GET", "/api/v1/tenants/other_co", key).status_code == 404
+        assert send(edge, "GET", "/api/v1/tenants/acme", key + "x").status_code == 401
+        twice = [("x-api-key", key), ("x-api-key", key)]
+        assert send(edge, "GET", "/api/v1/tenants/acme", "", headers=twice).status_code == 401
+        assert send(edge, "GET", "/api/v1/tenants/acme", f"{key},{key}").status_code == 401
+        assert send(edge, "GET", "/api/v1/tenants/acme", "").status_code == 401
+    finally:
+        del KEYS[key]
+
+
+def test_an_answer_is_believed_no_longer_than_it_says_and_a_refusal_never(edge: StandIns) -> None:
+    edge.good_for_ms = 700
+    key = "briefly-known-key"
+    assert send(edge, "GET", "/api/v1/tenants/acme", key).status_code == 401
+    KEYS[key] = Caller(Role.RUNNER, "acme", "key_briefly")
+    assert send(edge, "GET", "/api/v1/tenants/acme", key).status_code == 200
+    del KEYS[key]
+    time.sleep(0.75)
+    assert [send(edge, "GET", "/api/v1/tenants/acme", key).status_code for _ in range(4)] == [401] * 4
+    # Counted from before the question: an answer that took longer than it is good for is not kept.
+    edge.reset()
+    edge.good_for_ms, edge.answers["TenantService/GetTenant"] = 50, _slowly
+    for _ in range(2):
+        assert send(edge, "GET", "/api/v1/tenants/acme", "runner-key").status_code == 200
+    assert len(edge.asked) == 2
+
+
+def _slowly(request: Any) -> Any:
+    time.sleep(0.1)
+    return tenant_pb2.Tenant(tenant_id=request.tenant_id)
 
 
 def test_a_key_in_another_place_is_no_key(edge: StandIns) -> None:

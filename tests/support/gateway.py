@@ -69,6 +69,7 @@ class StandIns:
     asked: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     answers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     authz_status: int | None = None
+    good_for_ms: int = 0
 
     def reset(self) -> None:
         """Forgets calls and answers; between tests."""
@@ -76,6 +77,7 @@ class StandIns:
         self.asked.clear()
         self.answers.clear()
         self.authz_status = None
+        self.good_for_ms = 0
 
 
 async def authenticate(api_key: str) -> Caller:
@@ -183,6 +185,7 @@ def _authz(stand_ins: StandIns) -> Any:
                 (b"x-key-id", who.key_id.encode()),
                 (b"x-envoy-auth-headers-to-remove", b"x-api-key"),
             ]
+            answer += [(b"x-good-for-ms", str(stand_ins.good_for_ms).encode())] if stand_ins.good_for_ms else []
         else:
             body = json.dumps({"code": 16, "message": "Send one valid API key.", "details": []}).encode()
         await send({"type": "http.response.start", "status": status, "headers": answer})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -42,7 +43,10 @@ class Gateway:
         self.audit = MemoryAudit()
         self.clock = Clock()
         self.denials = Denials(self.audit.append, service="tenant", now=self.clock)
-        self.application = Authz(authenticate, self.denials, onboarding_open=onboarding_open)
+        self.application = Authz(authenticate, self.good_for, self.denials, onboarding_open=onboarding_open)
+
+    def good_for(self, who: Caller) -> timedelta:
+        return timedelta(milliseconds=250) if who.key_id == "key_1" else timedelta(0)
 
     async def ask(
         self, path: str = "/api/v1/tenants/acme", *keys: str, method: str = "GET", prefix: str = "/authenticate"
@@ -59,7 +63,9 @@ async def test_a_caller_is_let_through_with_all_three_headers_and_without_the_ke
     identity = {name: runner.headers[name] for name in ("x-tenant-id", "x-role", "x-key-id")}
     assert identity == {"x-tenant-id": "acme", "x-role": "RUNNER", "x-key-id": "key_1"}
     assert runner.headers["x-envoy-auth-headers-to-remove"] == "x-api-key"
+    assert runner.headers["x-good-for-ms"] == "250"
     admin = await Gateway().ask("/any", "admin", method="POST")
+    assert "x-good-for-ms" not in admin.headers
     assert (admin.headers["x-tenant-id"], admin.headers["x-role"]) == ("", "PLATFORM_ADMIN")
 
 

@@ -96,6 +96,27 @@ def test_a_live_key_says_whose_it_is() -> None:
     world(scenario)
 
 
+def test_an_answer_is_good_for_a_second_and_never_longer_than_what_it_stands_on() -> None:
+    async def scenario(disk: Disk, process: Process) -> None:
+        lasting = await make(process)
+        expiring = await make(process, expires_at=disk.clock() + timedelta(seconds=16))
+        await process.ring.refresh()
+        known = [await process.ring.authenticate(each.text) for each in (lasting, expiring)]
+        assert [process.ring.good_for(who) for who in known] == [timedelta(seconds=1)] * 2
+        disk.clock.advance(timedelta(seconds=14.75))
+        assert [process.ring.good_for(who) for who in known] == [timedelta(seconds=0.25)] * 2
+        await process.ring.refresh()
+        assert process.ring.good_for(known[0]) == timedelta(seconds=1)
+        assert process.ring.good_for(known[1]) <= timedelta(seconds=1)
+        disk.clock.advance(timedelta(seconds=1))
+        assert process.ring.good_for(known[1]) <= timedelta(seconds=0.25)
+        disk.clock.advance(timedelta(seconds=20))
+        assert [process.ring.good_for(who) for who in known] == [timedelta(0)] * 2
+        assert process.ring.good_for(Caller(Role.RUNNER, tenant_id="acme", key_id="nobody")) == timedelta(0)
+
+    world(scenario)
+
+
 def test_the_platform_admins_key_needs_no_store() -> None:
     async def scenario(disk: Disk, process: Process) -> None:
         disk.down = True
