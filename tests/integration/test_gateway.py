@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import httpx
@@ -29,6 +31,7 @@ from libs import errors, grpc_client
 from libs.tenancy import Caller, Role
 from tests.conftest import free_port
 from tests.support.gateway import ADMIN_KEY, KEYS, StandIns, internal_methods, public_methods, running_gateway
+from tests.support.hostile import HOSTILE_IDS
 from tests.support.routes import Route, routes
 
 ORIGIN = "http://localhost:3000"
@@ -183,6 +186,67 @@ def test_a_body_cannot_rename_the_tenant_of_the_path(edge: StandIns) -> None:
     answer = send(edge, "POST", "/api/v1/tenants/acme/api-keys", json={"tenant_id": "other_co", "role": "RUNNER"})
     assert answer.status_code in (400, 404), answer.text
     assert edge.calls == []
+
+
+@pytest.mark.parametrize("key", ["acme-key", "runner-key"])
+def test_hostile_tenant_ids_reach_nothing(edge: StandIns, key: str) -> None:
+    with httpx.Client(base_url=edge.base_url, headers={"x-api-key": key}, timeout=20) as client:
+        for hostile in HOSTILE_IDS:
+            encoded = quote(hostile, safe="")
+            body = {"tenant_id": hostile, "company_name": "N", "admin_email": "a@b.co", "subscription_plan": "STARTER"}
+            for answer in (
+                client.get(f"/api/v1/tenants/{encoded}"),
+                client.get(f"/api/v1/tenants/{encoded}/usage"),
+                client.post(f"/api/v1/pipelines/run/{encoded}/gcp/cost/billing", json={"date": "2025-11-17"}),
+                client.post("/api/v1/pipelines/run/acme/gcp/cost/billing", json={"tenant_id": hostile or "x"}),
+                client.post("/api/v1/tenants/onboard", json=body) if _malformed(hostile) else None,
+            ):
+                if answer is not None:
+                    assert answer.status_code in (400, 403, 404), (hostile, answer.status_code, answer.text)
+                    assert answer.json().keys() == {"code", "message", "details"}, (hostile, answer.text)
+    assert edge.calls == []
+
+
+def _malformed(tenant_id: str) -> bool:
+    """True unless only the tenant service itself knows that this one is reserved."""
+    return re.fullmatch("[a-z][a-z0-9_]{2,49}", tenant_id) is None
+
+
+def test_forged_identity_changes_nothing_over_grpc_and_grpc_web_either(edge: StandIns) -> None:
+    path = "/convergence.tenant.v1.TenantService/GetTenant"
+    own = tenant_pb2.GetTenantRequest(tenant_id="acme").SerializeToString()
+    other = tenant_pb2.GetTenantRequest(tenant_id="other_co").SerializeToString()
+    forged = [
+        (name.lower(), value) for name, value in SPOOFED if name.isascii() and "*" not in name and "+" not in name
+    ]
+    forged = [(name, value) for name, value in forged if not name.endswith("-bin")]
+    binary: list[tuple[str, str | bytes]] = [("x-tenant-id-bin", b"other_co"), ("x-role-bin", b"PLATFORM_ADMIN")]
+    with grpc.insecure_channel(edge.base_url.removeprefix("http://")) as channel:
+        call = channel.unary_unary(path)
+        for key, body, code in (
+            ("acme-key", own, grpc.StatusCode.OK),
+            ("acme-key", other, grpc.StatusCode.NOT_FOUND),
+            ("nobody", other, grpc.StatusCode.UNAUTHENTICATED),
+        ):
+            metadata = [*forged, *binary, ("x-api-key", key)]
+            try:
+                got = call.with_call(body, metadata=metadata, timeout=10)[1].code()
+            except grpc.RpcError as refused:
+                got = refused.code()  # type: ignore[attr-defined]
+            assert got is code, (key, got)
+    for kind in ("application/grpc-web+proto", "application/grpc-web-text"):
+        for key, body, code in (("acme-key", own, "0"), ("acme-key", other, "5"), ("nobody", other, "16")):
+            content = wire("", body) if "text" not in kind else base64.b64encode(wire("", body))
+            headers = [*SPOOFED, ("content-type", kind), ("x-grpc-web", "1")]
+            answer = send(edge, "POST", path, key, headers=headers, content=content)
+            told = answer.content
+            if "text" in kind and answer.status_code == 200 and b"grpc-status:" not in told:
+                # Each frame is encoded by itself.
+                told = b"".join(map(base64.b64decode, re.findall(rb"[A-Za-z0-9+/]+=*", told)))
+            status = answer.headers.get("grpc-status") or told.partition(b"grpc-status:")[2].split(b"\r")[0].decode()
+            assert status == code or (code == "16" and answer.status_code == 401), (kind, key, status, answer.headers)
+    seen = {(call.caller.tenant_id, str(call.caller.role), call.caller.key_id) for call in edge.calls}
+    assert seen == {("acme", "ADMIN", "key_acme")} and len(edge.calls) == 3
 
 
 # --- keys ---

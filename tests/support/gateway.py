@@ -11,7 +11,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +138,14 @@ def _mount(context: str, service: ServiceDescriptor, stand_ins: StandIns) -> Mou
     return getattr(module, f"add_{service.name}Servicer_to_server"), _servicer(service, stand_ins)
 
 
-def build(context: str, peers_dir: Path, stand_ins: StandIns) -> Server:
+def build(
+    context: str,
+    peers_dir: Path,
+    stand_ins: StandIns,
+    *,
+    authenticate: Callable[[str], Awaitable[Caller]] = authenticate,
+    onboarding: str = "open",
+) -> Server:
     """One stand-in service with all of its context's methods, on two free ports."""
 
     class Settings(ServiceSettings):
@@ -150,7 +157,7 @@ def build(context: str, peers_dir: Path, stand_ins: StandIns) -> Server:
         listen="127.0.0.1:0",
         internal_listen="127.0.0.1:0",
         peers_dir=peers_dir,
-        onboarding="open",
+        onboarding=onboarding,
         reflection=context == "tenant",
     )
     services = services_of(context)
