@@ -16,7 +16,6 @@ import contextlib
 import csv
 import decimal
 import gzip
-import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,29 +23,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, ClassVar
-from urllib.parse import parse_qsl
 
-import obstore
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from obstore import exceptions as obs
-from obstore.store import AzureStore
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from libs import errors
 from libs.errors import FieldViolation
 from services.pipeline_executor.providers import azure_export as export
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
+from services.pipeline_executor.providers.object_store import AzureContainer, Store, open_store
 from services.pipeline_executor.providers.parquet import ParquetFile
 from services.pipeline_executor.run_context import Secret
 
-_CHUNK = 8 * 2**20
 _BLOCK = 8 * 2**20
 _BATCH_ROWS = 64 * 1024
-_MOST_BLOBS = 200_000
 _DIGITS = 76
-_GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _VIEWS: Mapping[str, tuple[str, ...]] = {"cost_export": (export.ACTUAL, export.AMORTIZED)}
 
 
@@ -82,7 +75,8 @@ class AzureExtractor:
     async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
         """Finds the deliveries and reads the rows of the days into one parquet file; the sums are found beside it."""
         source = Source.model_validate(dict(request.source))
-        store = _store(source, secret, request)
+        place = AzureContainer(source.storage_account, source.container, source.endpoint_url)
+        store = await open_store(place, secret, request.endpoints)
         started = datetime.now(UTC)
         found = await _deliveries(store, source, request)
         readings = export.readings(found, _VIEWS[request.dataset], request.start_date, request.end_date)
@@ -93,7 +87,7 @@ class AzureExtractor:
         with ParquetFile(path, layout.schema) as target:
             for reading in readings:
                 if reading.days:
-                    await _read(store, source, reading, work, target, request.report)
+                    await _read(store, reading, work, target, request.report)
         return Extraction(
             files=(path,) if target.rows else (),
             schema=layout.schema,
@@ -123,106 +117,14 @@ def _shown(reading: export.Reading) -> Mapping[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------- access
-
-
-def _store(source: Source, secret: Secret, request: ExtractRequest) -> AzureStore:
-    key = secret.reveal()
-    options: dict[str, Any] = {"account_name": source.storage_account, "container_name": source.container}
-    if source.endpoint_url is not None:
-        if request.endpoints.bigquery is None:
-            raise errors.FailedPrecondition("SOURCE_INVALID", "source.endpoint_url is for a stack on one machine only.")
-        options["endpoint"] = source.endpoint_url
-    if isinstance(key.get("sas_token"), str):
-        token = key["sas_token"].removeprefix("?")
-        _check_alive(token)
-        options["sas_key"] = token
-    elif all(isinstance(key.get(name), str) for name in ("client_id", "client_secret", "azure_tenant_id")):
-        if not _GUID.fullmatch(key["azure_tenant_id"]):
-            raise _unusable()
-        options |= {
-            "client_id": key["client_id"],
-            "client_secret": key["client_secret"],
-            "tenant_id": key["azure_tenant_id"],
-            "authority_host": "https://login.microsoftonline.com",
-        }
-    else:
-        raise _unusable()
-    return AzureStore(
-        config=options,  # type: ignore[arg-type]
-        client_options={"allow_http": source.endpoint_url is not None, "timeout": "120s", "connect_timeout": "15s"},
-        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
-    )
-
-
-def _check_alive(token: str) -> None:
-    ends = [value for name, value in parse_qsl(token) if name == "se"]
-    try:
-        end = export.moment(ends[0]) if ends else None
-    except ValueError:
-        raise _unusable() from None
-    if end is not None and end <= datetime.now(UTC):
-        raise errors.FailedPrecondition(
-            "CREDENTIAL_EXPIRED", f"The stored shared access signature has expired on {end:%Y-%m-%d}: store a new one."
-        )
-
-
-def _unusable() -> errors.FailedPrecondition:
-    return errors.FailedPrecondition(
-        "CREDENTIAL_UNUSABLE",
-        "The stored Azure credential is neither a service principal's secret nor a shared access signature.",
-    )
-
-
-def _failure(exc: Exception, source: Source) -> errors.Error:
-    """What a failure of the storage means. Its text is not kept: it holds addresses, and those may hold a signature."""
-    text = str(exc)
-    where = f"container {source.container} of storage account {source.storage_account}"
-    if (
-        "failed to authenticate" in text
-        or "AuthenticationFailed" in text
-        or isinstance(exc, obs.UnauthenticatedError)
-        or "login.microsoftonline" in text
-    ):
-        return errors.FailedPrecondition(
-            "CREDENTIAL_REJECTED",
-            f"Azure refuses the stored credential for {where}: it is expired, revoked or mistyped. Store a new one.",
-        )
-    if isinstance(exc, obs.PermissionDeniedError) or "AuthorizationPermissionMismatch" in text or " 403 " in text:
-        return errors.FailedPrecondition(
-            "SOURCE_ACCESS_DENIED",
-            f"The stored credential may not list and read {where}: give it the role Storage Blob Data Reader there.",
-        )
-    if isinstance(exc, FileNotFoundError | obs.NotFoundError) or "ContainerNotFound" in text:
-        return errors.FailedPrecondition("SOURCE_NOT_FOUND", f"There is no {where}.")
-    return errors.Unavailable("SOURCE_UNAVAILABLE", "Azure storage did not answer while it was read; try again.")
-
-
-@contextlib.contextmanager
-def _asking(source: Source) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, obs.BaseError) as exc:
-        failure = _failure(exc, source)
-    else:
-        return
-    # Outside of the except block, so that nothing chains to a text with a signature in it.
-    raise failure
-
-
 # ------------------------------------------------------------------------------------------------- deliveries
 
 
-async def _deliveries(store: AzureStore, source: Source, request: ExtractRequest) -> Sequence[export.Delivery]:
-    blobs: list[export.Blob] = []
-    prefix = f"{source.directory.strip('/')}/" if source.directory and source.directory.strip("/") else None
-    with _asking(source):
-        async for page in obstore.list(store, prefix=prefix, chunk_size=1000):
-            blobs += [export.Blob(item["path"], item["size"], item["last_modified"], item["e_tag"]) for item in page]
-            if len(blobs) > _MOST_BLOBS:
-                raise errors.FailedPrecondition(
-                    "SOURCE_TOO_LARGE", "There are too many blobs to look through: give source.directory."
-                )
+async def _deliveries(store: Store, source: Source, request: ExtractRequest) -> Sequence[export.Delivery]:
+    blobs = [
+        export.Blob(item.path, item.size, item.modified, item.etag)
+        for item in await store.objects(source.directory or "")
+    ]
     every = export.folders(blobs, source.export_name)
     if not every:
         raise errors.FailedPrecondition(
@@ -234,9 +136,8 @@ async def _deliveries(store: AzureStore, source: Source, request: ExtractRequest
         )
     touched = export.overlapping(every, request.start_date, request.end_date)
     texts: dict[str, bytes] = {}
-    with _asking(source):
-        for path in export.manifests(touched):
-            texts[path] = bytes(await (await obstore.get_async(store, path)).bytes_async())
+    for path in export.manifests(touched):
+        texts[path] = await store.read(path)
     return export.deliveries(touched, texts, source.container)
 
 
@@ -258,8 +159,7 @@ class _Work:
 
 
 async def _read(
-    store: AzureStore,
-    source: Source,
+    store: Store,
     reading: export.Reading,
     work: _Work,
     target: ParquetFile,
@@ -269,7 +169,7 @@ async def _read(
     total = 0
     for part in delivery.parts:
         path = work.directory / f"part{''.join(Path(part.path).suffixes[-2:]).lower()}"
-        await _fetch(store, source, part, path)
+        await store.fetch(part.path, path, etag=part.etag, size=part.size)
         count = await _in_thread(_decode, path, part, reading, work, target)
         await asyncio.to_thread(path.unlink)
         if part.rows is not None and count != part.rows:
@@ -289,33 +189,6 @@ def _incomplete(delivery: export.Delivery, what: str) -> errors.FailedPreconditi
         "DELIVERY_INCOMPLETE",
         f"The newest delivery of export {delivery.export} for {delivery.start} to {delivery.end} is incomplete: "
         f"{what}. Run the export again.",
-    )
-
-
-async def _fetch(store: AzureStore, source: Source, part: export.Part, path: Path) -> None:
-    """Writes the blob to disk piece by piece; another one under its name is an error, one that is gone too."""
-    size = 0
-    try:
-        found = await obstore.get_async(store, part.path, options={"if_match": part.etag} if part.etag else None)
-        with path.open("wb") as file:
-            async for chunk in found.stream(min_chunk_size=_CHUNK):
-                size += len(chunk)
-                await asyncio.to_thread(file.write, chunk)
-    except (OSError, obs.BaseError) as exc:
-        if isinstance(exc, FileNotFoundError | obs.NotFoundError | obs.PreconditionError):
-            failure: errors.Error = _changed(part)
-        else:
-            failure = _failure(exc, source)
-    else:
-        if part.size is None or size == part.size:
-            return
-        failure = _changed(part)
-    raise failure
-
-
-def _changed(part: export.Part) -> errors.Unavailable:
-    return errors.Unavailable(
-        "SOURCE_CHANGED", f"File {_name(part)} was replaced or removed while the delivery was read; try again."
     )
 
 
