@@ -6,7 +6,9 @@ A channel from here is given to a generated stub and used as any other; a failed
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ import grpc
 
 from libs import caller, grpc_errors
 from libs.errors import Unavailable
+from libs.tls import Tls, TlsInvalid, server_name
 
 type Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -37,26 +40,51 @@ _RETRY = {
 }
 # What the answer needs to travel back before our own caller's deadline ends.
 _MARGIN = 0.05
+# How often a channel looks whether its certificate was renewed, and how long calls over the old one may still take.
+_LOOK_SECONDS, _OLD_SECONDS = 10.0, 600.0
 
 
 def channel(
-    address: str, *, token: str = "", timeout: float = 15.0, idempotent: Collection[str] = ()
+    address: str,
+    *,
+    peer: str = "",
+    token: str = "",
+    tls: Tls | None = None,
+    timeout: float = 15.0,
+    idempotent: Collection[str] = (),
 ) -> grpc.aio.Channel:
     """Returns a channel for coroutine stubs; ``timeout`` (seconds) is cut to what the call being served has left.
 
-    ``idempotent`` names services (``package.Service``) and methods (``package.Service/Method``) that are tried again
-    while the other side is unavailable. A call waits for its connection as long as it may take.
+    With ``tls`` both sides prove who they are, and only ``peer`` is spoken to, wherever ``address`` leads; without it
+    ``token`` says who calls. ``idempotent`` names services (``package.Service``) and methods
+    (``package.Service/Method``) that are tried again while the other side is unavailable. A call waits for its
+    connection as long as it may take.
     """
-    inner = grpc.aio.insecure_channel(_target(address), options=_options(idempotent))
-    return _Channel(inner, _Outgoing(token, timeout))
+    target, options = _target(address), _options(idempotent)
+    if tls is None:
+        return _Channel(lambda: grpc.aio.insecure_channel(target, options=options), _Outgoing(token, timeout))
+    named = (*options, ("grpc.ssl_target_name_override", server_name(peer)))
+    return _Channel(
+        lambda: grpc.aio.secure_channel(target, tls.channel_credentials(), options=named), _Outgoing("", timeout), tls
+    )
 
 
 def sync_channel(
-    address: str, *, token: str = "", timeout: float = 30.0, idempotent: Collection[str] = ()
+    address: str,
+    *,
+    peer: str = "",
+    token: str = "",
+    tls: Tls | None = None,
+    timeout: float = 30.0,
+    idempotent: Collection[str] = (),
 ) -> grpc.Channel:
     """Returns a channel for synchronous stubs, for programs without an event loop."""
-    inner = grpc.insecure_channel(_target(address), options=_options(idempotent))
-    return _SyncChannel(inner, _Outgoing(token, timeout))
+    target, options = _target(address), _options(idempotent)
+    if tls is None:
+        return _SyncChannel(grpc.insecure_channel(target, options=options), _Outgoing(token, timeout))
+    named = (*options, ("grpc.ssl_target_name_override", server_name(peer)))
+    inner = grpc.secure_channel(target, tls.channel_credentials(), options=named)
+    return _SyncChannel(inner, _Outgoing("", timeout))
 
 
 def wrap(channel: grpc.Channel, *, token: str = "", timeout: float = 30.0) -> grpc.Channel:
@@ -98,21 +126,50 @@ class _Outgoing:
 
 
 class _Channel(grpc.aio.Channel):
-    """A coroutine channel whose calls raise domain errors."""
+    """A coroutine channel whose calls raise domain errors, and that connects anew when its certificate is renewed."""
 
-    def __init__(self, inner: grpc.aio.Channel, outgoing: _Outgoing) -> None:
-        self._inner = inner
+    def __init__(self, connect: Callable[[], grpc.aio.Channel], outgoing: _Outgoing, tls: Tls | None = None) -> None:
+        self._connect = connect
         self._outgoing = outgoing
+        self._tls = tls
+        self._version = tls.version() if tls else ()
+        self._looked = time.monotonic()
+        self._inner = connect()
+        self._started: dict[tuple[str, str], Any] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def _multicallable(self, kind: str, method: str, args: Any, kwargs: Any) -> Any:
+        self._renew()
+        found = self._started.get((kind, method))
+        if found is None:
+            found = self._started[kind, method] = getattr(self._inner, kind)(method, *args, **kwargs)
+        return found
+
+    def _renew(self) -> None:
+        if self._tls is None or time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        try:
+            version = self._tls.version()
+            if version == self._version:
+                return
+            inner = self._connect()
+        except (OSError, TlsInvalid):
+            return  # half written: the old one is good until it expires
+        old, self._inner, self._version = self._inner, inner, version
+        self._started.clear()
+        task = asyncio.create_task(old.close(_OLD_SECONDS))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Callable[..., Awaitable[Any]]:  # type: ignore[override]
-        start = self._inner.unary_unary(method, *args, **kwargs)
-
         async def call(
             request: Any,
             *,
             timeout: float | None = None,  # noqa: ASYNC109  the stub's signature
             metadata: Metadata | None = None,
         ) -> Any:
+            start = self._multicallable("unary_unary", method, args, kwargs)
             try:
                 return await start(request, **self._outgoing.arguments(timeout, metadata, stream=False))
             except grpc.RpcError as exc:
@@ -121,14 +178,13 @@ class _Channel(grpc.aio.Channel):
         return call
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Callable[..., AsyncIterator[Any]]:  # type: ignore[override]
-        start = self._inner.unary_stream(method, *args, **kwargs)
-
         async def call(
             request: Any,
             *,
             timeout: float | None = None,  # noqa: ASYNC109  the stub's signature
             metadata: Metadata | None = None,
         ) -> AsyncIterator[Any]:
+            start = self._multicallable("unary_stream", method, args, kwargs)
             responses = start(request, **self._outgoing.arguments(timeout, metadata, stream=True))
             try:
                 async for response in responses:
@@ -153,6 +209,9 @@ class _Channel(grpc.aio.Channel):
         await self.close()
 
     async def close(self, grace: float | None = None) -> None:
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
         await self._inner.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:

@@ -2,7 +2,7 @@
 
 ``libs.grpc_server`` puts one instance before each port. The order is fixed: request id, identity, role rule,
 validation, handler, error, log line. Identity metadata is believed only from the peer ``gateway``; every other client
-brings its own peer token or API key.
+brings its own certificate (where there are none: peer token) or API key.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from libs import access, caller, grpc_errors, logs
 from libs.errors import Error, FieldViolation, Internal, InvalidArgument, Unauthenticated, Unavailable
 from libs.settings import Peers
 from libs.tenancy import Caller, Role
+from libs.tls import Tls
 
 type Authenticate = Callable[[str], Awaitable[Caller]]
 type OnDenied = Callable[[Caller, str, Error], None]
@@ -70,11 +71,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
         peers: Peers,
         authenticate: Authenticate,
         onboarding_open: bool,
+        tls: Tls | None = None,
         on_denied: OnDenied | None = None,
         pool: descriptor_pool.DescriptorPool | None = None,
     ) -> None:
         self._internal = internal
         self._peers = peers
+        self._tls = tls
         self._authenticate = authenticate
         self._onboarding_open = onboarding_open
         self._on_denied = on_denied
@@ -184,7 +187,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             idempotency_key=None,
             timeout=context.time_remaining(),
         )
-        who = await self._identify(headers, context.peer(), method)
+        who = await self._identify(headers, context, method)
         caller.begin(
             who,
             request_id=caller.request_id(),
@@ -203,12 +206,25 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if method is not None and method.checked:
             self._validate(request)
 
-    async def _identify(self, headers: Headers, address: str, method: _Method | None) -> Caller:
+    def _peer(self, headers: Headers, context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
+        """The process that calls, by its certificate or (where there are none) token; ``None`` for no process."""
+        if self._tls is not None:
+            if not (peer := self._tls.peer_of(context.auth_context())):
+                raise Unauthenticated("PEER_UNKNOWN", "The certificate is not of a process that is known here.")
+            return peer
         tokens = headers.get("x-peer-token", [])
-        if tokens:
-            peer = self._peers.name_of(tokens[0]) if len(tokens) == 1 else None
-            if peer is None:
-                raise Unauthenticated("PEER_UNKNOWN", "The peer token is not known here.")
+        if not tokens:
+            return None
+        known = self._peers.name_of(tokens[0]) if len(tokens) == 1 else None
+        if known is None:
+            raise Unauthenticated("PEER_UNKNOWN", "The peer token is not known here.")
+        return known
+
+    async def _identify(
+        self, headers: Headers, context: grpc.aio.ServicerContext[Any, Any], method: _Method | None
+    ) -> Caller:
+        address = context.peer()
+        if peer := self._peer(headers, context):
             if peer == access.GATEWAY:
                 return _vouched(headers, address)
             return Caller(None, peer=peer, source_ip=_ip_of(address))

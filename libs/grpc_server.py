@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection
 from libs import logs
 from libs.grpc_interceptor import Authenticate, Handler, Interceptor, OnDenied, check_behaviours
 from libs.settings import ServiceSettings, SettingsInvalid, load
+from libs.tls import Tls
 
 type Mount = tuple[Callable[[Any, Any], None], object]
 type Hook = Callable[[], Awaitable[None]]
@@ -57,7 +58,7 @@ def build_server(
     ``on_denied`` hears of every call that its caller may not make, for the audit trail (``libs.denials``). Raises
     ``ValueError`` for an rpc without a usable role rule and for one that is not a coroutine.
     """
-    peers = settings.peers()
+    peers, tls = settings.peers(), settings.tls()
     ports = []
     for mounts, address, is_internal in (
         (public, settings.listen, False),
@@ -68,12 +69,14 @@ def build_server(
             names,
             internal=is_internal,
             peers=peers,
+            tls=tls,
             authenticate=authenticate,
             onboarding_open=settings.onboarding_open,
             on_denied=on_denied,
         )
         shown = [*names, *reflect] if settings.reflection and not is_internal else []
-        ports.append(_Port(address, mounts, names, [interceptor], shown))
+        ports.append(_Port(address, mounts, names, [interceptor], shown, tls))
+    # Probes have no certificate; what they may ask for is no secret.
     probes = _Port(settings.health_listen, [], [], [], []) if settings.health_listen else None
     return Server(settings, ports[0], ports[1] if internal else None, probes)
 
@@ -88,12 +91,14 @@ class _Port:
         services: list[str],
         interceptors: list[grpc.aio.ServerInterceptor],
         reflected: list[str],
+        tls: Tls | None = None,
     ) -> None:
         self.address = address
         self.services = services
         self._mounts = mounts
         self._interceptors = interceptors
         self._reflected = reflected
+        self._tls = tls
         self._server: grpc.aio.Server | None = None
 
     async def open(self, checks: HealthServicer, maximum_concurrent_rpcs: int) -> None:
@@ -108,7 +113,10 @@ class _Port:
         if self._reflected:
             names = [*self._reflected, HEALTH, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(sorted(set(names)), server)  # type: ignore[no-untyped-call]
-        port = server.add_insecure_port(self.address)
+        if self._tls is not None:
+            port = server.add_secure_port(self.address, self._tls.server_credentials())
+        else:
+            port = server.add_insecure_port(self.address)
         self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await server.start()
         self._server = server
@@ -266,6 +274,8 @@ def run[S: ServiceSettings](
     try:
         settings = load(settings_type)
         settings.peers()
+        settings.tls()
+        settings.page_secret()
     except SettingsInvalid as exc:
         print(exc, file=sys.stderr)  # noqa: T201  there are no logs yet
         return 2

@@ -26,6 +26,8 @@ from pydantic_settings import (
 )
 from pydantic_settings.sources.utils import parse_env_vars
 
+from libs.tls import Tls, TlsInvalid
+
 _PREFIX = "CONVERGENCE_"
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _TOKEN_SUFFIX = ".token"
@@ -179,6 +181,32 @@ class ServiceSettings(BaseSettings):
         description="a directory with one file `<peer>.token` for each process this one talks to, its own included",
         examples=["/etc/convergence/peers"],
     )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="this process's certificate chain (PEM), of spiffe://<trust domain>/<peer>; set, ports speak TLS",
+        examples=["/etc/convergence/tls/tls.crt"],
+    )
+    tls_key: Path | None = Field(
+        default=None,
+        description="the key of CONVERGENCE_TLS_CERTIFICATE (PEM)",
+        examples=["/etc/convergence/tls/tls.key"],
+    )
+    tls_authority: Path | None = Field(
+        default=None,
+        description="the certificates (PEM) of the authority that signs every process's",
+        examples=["/etc/convergence/tls/ca.crt"],
+    )
+    trust_domain: str = Field(
+        default="convergence",
+        pattern=r"^[a-z0-9][a-z0-9.\-]{0,62}$",
+        description="the trust domain in the processes' SPIFFE ids; another one for each deployment of one authority",
+        examples=["convergence"],
+    )
+    page_key: SecretStr | None = Field(
+        default=None,
+        description="the key of page tokens, at least 16 characters, the same in all replicas; not needed with tokens",
+        examples=["(48 random hex digits)"],
+    )
     reflection: bool = Field(
         default=False,
         description="the switch for gRPC reflection on the public port",
@@ -240,9 +268,33 @@ class ServiceSettings(BaseSettings):
             raise SettingsInvalid(f"{variable}: two peers share one token; each needs its own")
         return Peers(tokens[self.service], tokens)
 
+    def tls(self) -> Tls | None:
+        """Returns what this process shows and trusts on the wire; ``None`` where tokens take its place.
+
+        Raises ``SettingsInvalid`` if the files are not there, do not belong together or are another's.
+        """
+        files = (self.tls_certificate, self.tls_key, self.tls_authority)
+        if not any(files):
+            return None
+        variables = [variable_of(type(self), name) for name in ("tls_certificate", "tls_key", "tls_authority")]
+        certificate, key, authority = files
+        if certificate is None or key is None or authority is None:
+            raise SettingsInvalid(f"{', '.join(variables)} go together: set all of them or none")
+        tls = Tls(certificate, key, authority, self.trust_domain)
+        try:
+            tls.check(self.service)
+        except TlsInvalid as exc:
+            raise SettingsInvalid(f"{variables[0]}: {exc}") from None
+        return tls
+
     def page_secret(self) -> bytes:
-        """Returns the key of page tokens: the same in all replicas, because it follows from the shared peer token."""
-        own = self.peers().own_token
+        """Returns the key of page tokens: the same in all replicas, or a page would be good in one of them only.
+
+        Raises ``SettingsInvalid`` where there is neither a key nor a peer token that it could follow from.
+        """
+        own = self.page_key.get_secret_value() if self.page_key else self.peers().own_token
+        if not own and self.tls_certificate is not None:
+            raise SettingsInvalid(_advice(type(self), "page_key", "is not set"))
         return hmac.digest(own.encode(), b"convergence page tokens", hashlib.sha256) if own else secrets.token_bytes(32)
 
     @classmethod
@@ -264,7 +316,7 @@ class ServiceSettings(BaseSettings):
             raise ValueError(f"names no file: {value}")
         return value
 
-    @field_validator("admin_api_key")
+    @field_validator("admin_api_key", "page_key")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value()) < 16:

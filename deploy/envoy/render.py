@@ -37,8 +37,21 @@ _REPLIES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tls:
+    """The gateway's own certificate, and whose it accepts: ``spiffe://<trust domain>/<service>`` of ``authority``."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+    trust_domain: str = "convergence"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """What differs between two gateways. Addresses are ``host:port``; the four services are their public ports."""
+    """What differs between two gateways. Addresses are ``host:port``; the four services are their public ports.
+
+    The gateway shows the services who it is by a certificate (``tls``) or by a token (``token_file``).
+    """
 
     listen: str = "127.0.0.1:8080"
     tenant: str
@@ -46,8 +59,9 @@ class Gateway:
     pipeline_executor: str
     scheduler: str
     authz: str
-    token_file: Path
     descriptors: Path
+    token_file: Path | None = None
+    tls: Tls | None = None
     cors_origins: Sequence[str] = ()
     docs: Path = _HERE / "docs.html"
     openapi: Path = _HERE / "openapi.json"
@@ -58,8 +72,20 @@ class Gateway:
     trusted_hops: int = 0
 
 
-def render(gateway: Gateway) -> str:
-    """Returns the configuration as YAML. Raises ``ValueError`` for an address that is not ``host:port``."""
+def write(gateway: Gateway, output: Path) -> None:
+    """Writes the configuration and, with certificates, the two files beside it that Envoy watches for renewed ones."""
+    output.write_text(render(gateway, output.parent))
+    for name, text in _secret_files(gateway.tls).items() if gateway.tls else ():
+        (output.parent / name).write_text(text)
+
+
+def render(gateway: Gateway, folder: Path = Path()) -> str:
+    """Returns the configuration as YAML; it is to lie in ``folder``.
+
+    Raises ``ValueError`` for an address that is not ``host:port``, and without exactly one of certificate and token.
+    """
+    if (gateway.tls is None) == (gateway.token_file is None):
+        raise ValueError("the gateway needs a certificate or a token, and not both")
     text = importlib.resources.files(__package__).joinpath("envoy.yaml").read_text()
     host, port = _split(gateway.listen)
     values: dict[str, Any] = {
@@ -81,6 +107,10 @@ def render(gateway: Gateway) -> str:
         values[name] = _endpoint(name, getattr(gateway, name))
     config = yaml.safe_load(Template(text).substitute({name: json.dumps(value) for name, value in values.items()}))
     config = {name: section for name, section in config.items() if not name.startswith("x-")}
+    if gateway.tls is not None:
+        # Envoy asks for a name before it watches a file.
+        config["node"] = {"id": "gateway", "cluster": "convergence"}
+        _secure(config["static_resources"], gateway.tls, folder.resolve())
     return yaml.dump(config, Dumper=_NoAliases, sort_keys=False, width=200)
 
 
@@ -95,6 +125,67 @@ def command(config: Path, *, concurrency: int = 2) -> list[str]:
         *("--drain-time-s", "5"),
         "--disable-hot-restart",
     ]
+
+
+def _secret_files(tls: Tls) -> dict[str, str]:
+    watched = {"path": str(tls.certificate.parent)}
+    certificate = {
+        "certificate_chain": {"filename": str(tls.certificate)},
+        "private_key": {"filename": str(tls.key)},
+        "watched_directory": watched,
+    }
+    authority = {"trusted_ca": {"filename": str(tls.authority)}, "watched_directory": watched}
+    kinds = {"certificate": {"tls_certificate": certificate}, "authority": {"validation_context": authority}}
+    kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+    return {
+        _secret_file(name): yaml.safe_dump({"resources": [{"@type": kind, "name": name, **secret}]})
+        for name, secret in kinds.items()
+    }
+
+
+def _secret_file(name: str) -> str:
+    return f"gateway-{name}.yaml"
+
+
+def _secure(resources: dict[str, Any], tls: Tls, folder: Path) -> None:
+    """Puts TLS on every cluster, each with its own service's identity, and takes away what injects the token."""
+    del resources["secrets"]
+    for listener in resources["listeners"]:
+        for chain in listener["filter_chains"]:
+            manager = chain["filters"][0]["typed_config"]
+            manager["http_filters"] = [
+                each for each in manager["http_filters"] if each["name"] != "envoy.filters.http.credential_injector"
+            ]
+    for cluster in resources["clusters"]:
+        # The authentication endpoint is a port of the tenant process; it speaks HTTP/1.1.
+        authz = cluster["name"] == "authz"
+        service = "tenant" if authz else cluster["name"]
+        cluster["transport_socket"] = {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "common_tls_context": {
+                    "tls_params": {
+                        "tls_minimum_protocol_version": "TLSv1_3",
+                        "tls_maximum_protocol_version": "TLSv1_3",
+                    },
+                    "alpn_protocols": ["http/1.1" if authz else "h2"],
+                    "tls_certificate_sds_secret_configs": [_watched(folder, "certificate")],
+                    "combined_validation_context": {
+                        "default_validation_context": {
+                            "match_typed_subject_alt_names": [
+                                {"san_type": "URI", "matcher": {"exact": f"spiffe://{tls.trust_domain}/{service}"}}
+                            ]
+                        },
+                        "validation_context_sds_secret_config": _watched(folder, "authority"),
+                    },
+                },
+            },
+        }
+
+
+def _watched(folder: Path, name: str) -> dict[str, Any]:
+    return {"name": name, "sds_config": {"path_config_source": {"path": str(folder / _secret_file(name))}}}
 
 
 class _NoAliases(yaml.SafeDumper):
@@ -177,15 +268,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--listen", default="0.0.0.0:8080")
     for name in ("tenant", "credential", "pipeline_executor", "scheduler", "authz"):
         parser.add_argument("--" + name.replace("_", "-"), required=True, metavar="HOST:PORT")
-    for name in ("token-file", "descriptors"):
-        parser.add_argument("--" + name, type=Path, required=True)
+    parser.add_argument("--descriptors", type=Path, required=True)
+    parser.add_argument("--token-file", type=Path, help="where there are no certificates")
+    for name in ("tls-certificate", "tls-key", "tls-authority"):
+        parser.add_argument("--" + name, type=Path)
+    parser.add_argument("--trust-domain", default="convergence")
     parser.add_argument("--cors-origins", type=json.loads, default=[], help="JSON array")
     parser.add_argument(
         "--trusted-hops", type=int, default=0, help="proxies before the gateway that append to X-Forwarded-For"
     )
     arguments = vars(parser.parse_args(argv))
     output: Path = arguments.pop("output")
-    output.write_text(render(Gateway(**arguments)))
+    files = [arguments.pop(f"tls_{name}") for name in ("certificate", "key", "authority")]
+    trust_domain = arguments.pop("trust_domain")
+    if any(files) and not all(files):
+        parser.error("--tls-certificate, --tls-key and --tls-authority go together")
+    tls = Tls(certificate=files[0], key=files[1], authority=files[2], trust_domain=trust_domain) if all(files) else None
+    try:
+        write(Gateway(tls=tls, **arguments), output)
+    except ValueError as exc:
+        parser.error(str(exc))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def build(
 ) -> Server:
     """Returns the credential server, not started; called inside the running loop."""
     given, warehouse = warehouse, warehouse or connect(settings)
-    tenant = grpc_client.channel(settings.tenant_address, token=settings.peers().own_token, idempotent=_IDEMPOTENT)
+    token, tls = settings.peers().own_token, settings.tls()
+    tenant = grpc_client.channel(settings.tenant_address, peer="tenant", token=token, tls=tls, idempotent=_IDEMPOTENT)
     tenants = TenantLifecycle(tenant_pb2_grpc.TenantLifecycleServiceStub(tenant))
     kms = kms_client(settings.kms_endpoint)
     cipher = EnvelopeCipher(kms, settings.kms_key)

@@ -61,14 +61,14 @@ def build(
     now: Callable[[], datetime] = utc_now,
 ) -> Server:
     """Returns the executor's server, not started; it does no I/O before it is."""
-    token = settings.peers().own_token
-    tenant = grpc_client.channel(
+    to = functools.partial(grpc_client.channel, token=settings.peers().own_token, tls=settings.tls())
+    tenant = to(
         settings.tenant_address,
-        token=token,
+        peer="tenant",
         idempotent=[_TENANT + name for name in ("TenantQuotaService", "TenantLifecycleService", "TenantAuthService")],
     )
-    credential = grpc_client.channel(
-        settings.credential_address, token=token, idempotent=[_CREDENTIAL + "CredentialAccessService"]
+    credential = to(
+        settings.credential_address, peer="credential", idempotent=[_CREDENTIAL + "CredentialAccessService"]
     )
     # Long loads and publications have threads of their own: they must not hold up what keeps a run's state right.
     control = warehouse or connect(settings)
@@ -103,7 +103,7 @@ def build(
         ),
         max_runs=settings.max_runs,
     )
-    owners = ReplicaOwners(functools.partial(grpc_client.channel, token=token))
+    owners = ReplicaOwners(functools.partial(to, peer="pipeline_executor"))
     watch = Watch(store, owners, executions.progress, owner)
     templates = Templates.load()
     runs = Runs(

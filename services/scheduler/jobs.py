@@ -31,7 +31,7 @@ _SECONDS = 300.0
 
 
 class JobSettings(ServiceSettings):
-    """What a CronJob reads: where the scheduler is, and the token of the peer ``cron``."""
+    """What a CronJob reads: where the scheduler is, and the identity of the peer ``cron``."""
 
     service: ClassVar[str] = "cron"
 
@@ -91,12 +91,13 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
     arguments = vars(parser.parse_args(argv))
     try:
         settings = load(JobSettings)
-        token = settings.peers().own_token
+        token, tls = settings.peers().own_token, settings.tls()
     except SettingsInvalid as exc:
         print(exc, file=sys.stderr)  # noqa: T201  there are no logs yet
         return 2
     logs.configure(settings.log_level, service=settings.service)
-    with grpc_client.sync_channel(settings.scheduler_address, token=token, idempotent=[_SERVICE]) as channel:
+    to = settings.scheduler_address
+    with grpc_client.sync_channel(to, peer="scheduler", token=token, tls=tls, idempotent=[_SERVICE]) as channel:
         return call(job, channel, time_budget_seconds=arguments.get("time_budget_seconds"))
 
 

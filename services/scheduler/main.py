@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 
 from convergence.pipeline_executor.v1 import pipeline_executor_pb2_grpc as executor_rpc
 from convergence.scheduler.v1 import scheduler_pb2_grpc as rpc
@@ -45,9 +46,10 @@ def build(
     policy: Policy | None = None,
 ) -> Server:
     """Returns the scheduler's server, not started; tests pass fakes for what they replace."""
-    token, policy = settings.peers().own_token, policy or Policy()
-    tenant_channel = grpc_client.channel(settings.tenant_address, token=token, idempotent=RETRIED)
-    executor_channel = grpc_client.channel(settings.pipeline_executor_address, token=token, idempotent=RETRIED)
+    policy = policy or Policy()
+    to = partial(grpc_client.channel, token=settings.peers().own_token, tls=settings.tls(), idempotent=RETRIED)
+    tenant_channel = to(settings.tenant_address, peer="tenant")
+    executor_channel = to(settings.pipeline_executor_address, peer="pipeline_executor")
     keys = Keys(tenant_rpc.TenantAuthServiceStub(tenant_channel))
     tenants = tenants or TenantsClient(
         tenant_rpc.TenantQuotaServiceStub(tenant_channel), tenant_rpc.TenantLifecycleServiceStub(tenant_channel)

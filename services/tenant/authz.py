@@ -14,20 +14,24 @@ import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import uvicorn
 from google.protobuf import json_format
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from libs import errors, grpc_errors, logs
+from libs import access, errors, grpc_errors, logs
 from libs.denials import Denials
 from libs.tenancy import Caller, Role
+from libs.tls import Tls
 from services.tenant.keys import KeyRefused
 
 PREFIX = "/authenticate"
 ONBOARDING_PATHS = frozenset({"/api/v1/tenants/onboard", "/convergence.tenant.v1.TenantService/OnboardTenant"})
 _HTTP = {"UNAUTHENTICATED": 401, "UNAVAILABLE": 503}
 _MAX_KEY = 512
+_LOOK_SECONDS = 10.0
 _JSON = (b"content-type", b"application/json")
 
 type Scope = MutableMapping[str, Any]
@@ -121,9 +125,12 @@ def _refusal(exc: Exception) -> tuple[int, Headers, bytes]:
 class Endpoint:
     """Serves an ASGI application on one address, in the running loop, from ``open`` to ``close``."""
 
-    def __init__(self, application: Authz, address: str) -> None:
+    def __init__(self, application: Authz, address: str, tls: Tls | None = None) -> None:
         self._application = application
         self.address = address
+        self._tls = tls
+        self._context = tls.server_context() if tls else None
+        self._version = tls.version() if tls else ()
         self._server: _Uvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -145,21 +152,49 @@ class Endpoint:
             date_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=5,
+            http=partial(_GatewayOnly, self._tls) if self._tls else "auto",  # type: ignore[arg-type]
+            ssl_context_factory=(lambda *_: context) if (context := self._context) else None,
         )
         self._server = _Uvicorn(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="authz")
 
     async def watch(self) -> None:
         """Returns, by raising, only if the endpoint ends by itself."""
-        if self._serving is not None:
-            await asyncio.shield(self._serving)
-            raise RuntimeError("the authentication endpoint ended")
+        while self._serving is not None:
+            await asyncio.wait([self._serving], timeout=_LOOK_SECONDS)
+            if self._serving.done():
+                self._serving.result()
+                raise RuntimeError("the authentication endpoint ended")
+            self._renew()
+
+    def _renew(self) -> None:
+        """New connections get the certificate that lies there now."""
+        if self._tls is None or self._context is None:
+            return
+        with contextlib.suppress(OSError):  # half written: the old one is good until it expires
+            if (version := self._tls.version()) != self._version:
+                self._context.load_verify_locations(self._tls.authority)
+                self._context.load_cert_chain(self._tls.certificate, self._tls.key)
+                self._version = version
 
     async def close(self) -> None:
         """Takes no new request and waits for those that run."""
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await self._serving
+
+
+class _GatewayOnly(HttpToolsProtocol):
+    """Hangs up on everybody but the gateway: a key that another process could try here would be a key guessed."""
+
+    def __init__(self, tls: Tls, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tls = tls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._tls.peer_of_certificate(transport.get_extra_info("peercert")) != access.GATEWAY:
+            transport.abort()
 
 
 class _Uvicorn(uvicorn.Server):

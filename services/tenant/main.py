@@ -95,6 +95,7 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
     authz = Endpoint(
         Authz(ring.authenticate, ring.good_for, denials, onboarding_open=settings.onboarding_open),
         settings.authz_listen,
+        settings.tls(),
     )
 
     pages = Pages(settings.page_secret(), default_size=100)

@@ -17,10 +17,12 @@ from convergence.tenant.v1 import tenant_pb2
 
 from deploy.envoy import render
 from libs import access
-from libs.settings import load, variable_of, write_peer_tokens
+from libs.settings import load, variable_of
+from libs.tls import server_name
 from services.tenant.settings import Settings as TenantSettings
 from tests.support import manifests
-from tests.support.manifests import BASE, DEPLOY, KUSTOMIZE, OVERLAYS, POLICIES, SERVICES, Container
+from tests.support.certificates import Authority
+from tests.support.manifests import BASE, CERTIFICATES, DEPLOY, KUSTOMIZE, OVERLAYS, POLICIES, SERVICES, Container
 
 CONTAINERS = list(manifests.containers())
 OURS = [container for container in CONTAINERS if container.settings is not None]
@@ -33,7 +35,7 @@ each_of_ours = pytest.mark.parametrize("container", OURS, ids=lambda container: 
 
 
 def test_no_file_is_left_out() -> None:
-    for folder in (BASE, POLICIES, *(KUSTOMIZE / "overlays" / overlay for overlay in OVERLAYS)):
+    for folder in (BASE, POLICIES, CERTIFICATES, *(KUSTOMIZE / "overlays" / overlay for overlay in OVERLAYS)):
         listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
         there = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
         assert {name for name in listed if name.endswith(".yaml")} == there, folder
@@ -48,9 +50,8 @@ def test_kubernetes_would_take_each_overlay(overlay: str) -> None:
     )
     kinds = set()
     for doc in yaml.safe_load_all(built.stdout):
-        if doc["apiVersion"].startswith("cloud.google.com/"):
-            continue
-        kubernetes_validate.validate(doc, "1.37", strict=True)
+        if not doc["apiVersion"].startswith(("cloud.google.com/", "cert-manager.io/")):
+            kubernetes_validate.validate(doc, "1.37", strict=True)
         kinds.add(doc["kind"])
         assert doc["kind"] == "Namespace" or doc["metadata"]["namespace"].startswith("convergence")
     assert kinds >= {"ConfigMap", "CronJob", "Deployment", "HorizontalPodAutoscaler", "Job", "NetworkPolicy"}
@@ -85,14 +86,16 @@ def test_each_variable_of_the_configuration_is_a_setting(overlay: str) -> None:
 @each_of_ours
 def test_each_process_would_start_with_what_it_is_given(container: Container, overlay: str, tmp_path: Path) -> None:
     assert container.settings is not None
-    write_peer_tokens(tmp_path, ["gateway", "cron", *SERVICES.values()])
+    tls = Authority(tmp_path).issue(container.settings.service)
     environment = {**(manifests.configuration(overlay) if "envFrom" in container.spec else {}), **container.literals}
-    if "CONVERGENCE_PEERS_DIR" in environment:
-        environment["CONVERGENCE_PEERS_DIR"] = str(tmp_path)
-    if "ADMIN_API_KEY" in container.variables:
-        environment["ADMIN_API_KEY"] = "0123456789abcdef01234567"
+    files = {"CERTIFICATE": tls.certificate, "KEY": tls.key, "AUTHORITY": tls.authority}
+    assert {f"CONVERGENCE_TLS_{name}" for name in files} <= environment.keys()
+    environment |= {f"CONVERGENCE_TLS_{name}": str(path) for name, path in files.items()}
+    for secret in {"ADMIN_API_KEY", "CONVERGENCE_PAGE_KEY"} & container.variables:
+        environment[secret] = "0123456789abcdef01234567"
     settings = load(container.settings, environment, env_file=None)
-    settings.peers()
+    if container.settings.service:
+        assert settings.tls() == tls and settings.page_secret() if "ports" in container.spec else settings.tls()
     assert settings.environment == (overlay if "envFrom" in container.spec else "prod")
     assert not settings.onboarding_open and (overlay == "dev" or not settings.reflection)
     # What is killed at the end of the pod's grace has not been settled.
@@ -185,7 +188,10 @@ def test_the_gateway_is_rendered_from_what_its_pod_is_given(tmp_path: Path) -> N
     assert ports == {"8080", "50051", "50053"}, "no cluster leads to an internal port"
     [envoy] = [one for one in CONTAINERS if one.name == "gateway/gateway"]
     mounts = {mount["mountPath"] for mount in envoy.spec["volumeMounts"]}
-    assert {"/run/gateway", "/etc/convergence/peers"} <= mounts
+    assert {"/run/gateway", "/etc/convergence/tls"} <= mounts
+    # Who it is and whom it believes, on each of the five clusters.
+    assert text.count("spiffe://convergence/") == 5 and "gateway-certificate.yaml" in text
+    assert "/etc/convergence/tls/tls.key" in (tmp_path / "gateway-certificate.yaml").read_text()
     assert "/run/gateway/envoy.yaml" in envoy.spec["args"]
 
 
@@ -240,7 +246,21 @@ def test_all_else_is_denied() -> None:
     [selected] = policies["google-apis"]["spec"]["podSelector"]["matchExpressions"]
     assert set(selected["values"]) == {*SERVICES, "setup"}
     base = yaml.safe_load((BASE / "kustomization.yaml").read_text())
-    assert base["components"] == ["../components/network-policies"]
+    assert base["components"] == ["../components/network-policies", "../components/certificates"]
+
+
+def test_each_process_has_a_certificate_of_its_own_and_nobody_elses() -> None:
+    peers = {**SERVICES, "gateway": "gateway", "cron": "cron"}
+    certificates = manifests.of_kind("Certificate", CERTIFICATES)
+    assert set(certificates) == {*peers, "authority"}
+    for name, peer in peers.items():
+        spec = certificates[name]["spec"]
+        assert spec["uris"] == [f"spiffe://convergence/{peer}"] and spec["dnsNames"] == [server_name(peer)]
+        assert spec["secretName"] == f"tls-{name}" and {"server auth", "client auth"} <= set(spec["usages"])
+    for container in CONTAINERS:
+        used = [volume["secret"]["secretName"] for volume in container.pod["spec"]["volumes"] if "secret" in volume]
+        name = container.pod["metadata"]["labels"]["app.kubernetes.io/name"]
+        assert used == ([f"tls-{name}"] if name in peers else []), container.name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -11,24 +11,26 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
-import uvicorn
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from deploy.envoy import descriptors
-from deploy.envoy.render import Gateway, command, render
+from deploy.envoy.render import Gateway, command, write
 from libs import caller
 from libs.errors import Unauthenticated
 from libs.grpc_server import Mount, Server, build_server
 from libs.settings import ServiceSettings, write_peer_tokens
 from libs.tenancy import Caller, Role
+from libs.tls import Tls
+from services.tenant.authz import Endpoint
+from tests.support.certificates import settings_of
 
 CONTEXTS = ("tenant", "credential", "pipeline_executor", "scheduler")
 ADMIN_KEY = "admin-key"
@@ -70,6 +72,7 @@ class StandIns:
     answers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     authz_status: int | None = None
     good_for_ms: int = 0
+    identities: Mapping[str, Tls] = field(default_factory=dict)
 
     def reset(self) -> None:
         """Forgets calls and answers; between tests."""
@@ -145,6 +148,7 @@ def build(
     *,
     authenticate: Callable[[str], Awaitable[Caller]] = authenticate,
     onboarding: str = "open",
+    tls: Tls | None = None,
 ) -> Server:
     """One stand-in service with all of its context's methods, on two free ports."""
 
@@ -159,6 +163,7 @@ def build(
         peers_dir=peers_dir,
         onboarding=onboarding,
         reflection=context == "tenant",
+        **(settings_of(tls) if tls else {}),
     )
     services = services_of(context)
     return build_server(
@@ -204,29 +209,26 @@ def _authz(stand_ins: StandIns) -> Any:
 async def _serve(stand_ins: StandIns, ready: threading.Event, stop: asyncio.Event) -> None:
     peers = stand_ins.directory / "peers"
     write_peer_tokens(peers, ["gateway", "cron", *CONTEXTS])
-    servers = {context: build(context, peers, stand_ins) for context in CONTEXTS}
-    authz = uvicorn.Server(uvicorn.Config(_authz(stand_ins), host="127.0.0.1", port=0, log_level="error"))
-    authz.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.create_task(authz.serve())
+    identities = stand_ins.identities
+    servers = {context: build(context, peers, stand_ins, tls=identities.get(context)) for context in CONTEXTS}
+    authz = Endpoint(_authz(stand_ins), "127.0.0.1:0", identities.get("tenant"))
+    await authz.open()
     for context, server in servers.items():
         await server.start()
         stand_ins.addresses[context] = server.public_address
         stand_ins.internal_addresses[context] = server.internal_address
-    while not authz.started:  # noqa: ASYNC110  uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    stand_ins.addresses["authz"] = f"127.0.0.1:{authz.servers[0].sockets[0].getsockname()[1]}"
+    stand_ins.addresses["authz"] = authz.address
     ready.set()
     await stop.wait()
     for server in servers.values():
         await server.stop(0)
-    authz.should_exit = True
-    await task
+    await authz.close()
 
 
 @contextmanager
-def running_services(directory: Path) -> Iterator[StandIns]:
-    """The stand-in services without a gateway."""
-    stand_ins = StandIns(directory=directory)
+def running_services(directory: Path, identities: Mapping[str, Tls] | None = None) -> Iterator[StandIns]:
+    """The stand-in services without a gateway; with ``identities``, by context, they speak TLS."""
+    stand_ins = StandIns(directory=directory, identities=identities or {})
     ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(_serve(stand_ins, ready, stop)), daemon=True)
     thread.start()
@@ -240,26 +242,27 @@ def running_services(directory: Path) -> Iterator[StandIns]:
 
 
 @contextmanager
-def running_gateway(directory: Path, *, port: int, healthy: bool = True, **changes: Any) -> Iterator[StandIns]:
+def running_gateway(
+    directory: Path, *, port: int, healthy: bool = True, identities: Mapping[str, Tls] | None = None, **changes: Any
+) -> Iterator[StandIns]:
     """The gateway and the stand-in services behind it; ``changes`` go to ``Gateway``.
 
     Waits until it reports itself healthy, or, where that is not to be expected, until it answers at all.
     """
-    with running_services(directory) as stand_ins:
+    with running_services(directory, identities) as stand_ins:
         descriptors.write(directory / "contract.binpb")
         stand_ins.base_url = f"http://127.0.0.1:{port}"
         gateway = Gateway(
             listen=f"127.0.0.1:{port}",
-            token_file=directory / "peers" / "gateway.token",
             descriptors=directory / "contract.binpb",
             **(
                 {name: stand_ins.addresses[name] for name in (*CONTEXTS, "authz")}
-                | {"cors_origins": ["http://localhost:3000"]}
+                | {"cors_origins": ["http://localhost:3000"], "token_file": directory / "peers" / "gateway.token"}
                 | changes
             ),
         )
         config = directory / "envoy.yaml"
-        config.write_text(render(gateway))
+        write(gateway, config)
         with (directory / "envoy.log").open("wb") as log:
             process = subprocess.Popen(command(config, concurrency=1), stdout=log, stderr=log)
         try:

@@ -19,6 +19,7 @@ DEPLOY = ROOT / "deploy"
 KUSTOMIZE = DEPLOY / "kustomize"
 BASE = KUSTOMIZE / "base"
 POLICIES = KUSTOMIZE / "components/network-policies"
+CERTIFICATES = KUSTOMIZE / "components/certificates"
 OVERLAYS = ("dev", "prod")
 SCRIPTS: Mapping[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 # What a pod is called and what its context is called: names in Kubernetes have no underscore.
