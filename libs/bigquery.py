@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import functools
 import random
 import re
@@ -16,7 +17,8 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +32,7 @@ from google.auth.credentials import AnonymousCredentials, Credentials
 from google.cloud import bigquery
 from requests.adapters import HTTPAdapter
 
-from libs import errors
+from libs import caller, errors, metrics
 from libs.bigquery_errors import TRANSIENT, is_conflict, to_domain_error
 from libs.statements import PLACEHOLDER, Scalar, Sql, TableRef, Typed, Value, parameter, rows_param
 from libs.tables import TableSchema, View
@@ -142,6 +144,32 @@ class _Deadline:
         return max(0.5, min(_HTTP_SECONDS, self.left()))
 
 
+def _ids() -> dict[str, str]:
+    """The labels by which a job is found from a log line, and what an rpc costs from BigQuery's own list of jobs."""
+    ids = {"operation": caller.operation(), "request_id": caller.request_id(), "trace_id": caller.trace_id()}
+    return {name: value for name, value in ids.items() if value}
+
+
+@contextmanager
+def _measured(name: str) -> Iterator[None]:
+    """Publishes how long a statement took, and why it failed if it did."""
+    start = time.monotonic()
+    try:
+        yield
+    except errors.Error as error:
+        metrics.STATEMENT_FAILURES.labels(name, error.reason).inc()
+        raise
+    finally:
+        metrics.STATEMENT_SECONDS.labels(name).observe(time.monotonic() - start)
+
+
+def _bill(name: str, done: Any) -> None:
+    """Publishes what a statement cost; answers that came without a job say only what was read."""
+    billed = getattr(done, "total_bytes_billed", None) or getattr(done, "total_bytes_processed", None)
+    if isinstance(billed, int):
+        metrics.BYTES_BILLED.labels(name).inc(billed)
+
+
 class Warehouse:
     """Runs statements for one project on a bounded pool of threads; safe to share between tasks and threads.
 
@@ -177,7 +205,8 @@ class Warehouse:
 
     async def run[**P, T](self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a blocking call of the client library on the pool, its failures turned into domain errors."""
-        work = functools.partial(call, *args, **kwargs)
+        # The thread knows whom it works for, as the task does.
+        work = functools.partial(contextvars.copy_context().run, functools.partial(call, *args, **kwargs))
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except (_JobFailed, errors.Error):
@@ -198,7 +227,8 @@ class Warehouse:
     ) -> list[dict[str, Any]]:
         """Rows of one SELECT, as of now (no cached result); a transient failure is tried again until ``timeout``."""
         config = self._config(sql, dataset, params, labels)
-        return await self.run(self._query, sql, config, _Deadline(timeout))
+        with _measured(sql.name):
+            return await self.run(self._query, sql, config, _Deadline(timeout))
 
     async def execute(
         self,
@@ -218,7 +248,8 @@ class Warehouse:
         ``job_id``; then ``Aborted(STORE_CONFLICT)`` or ``Unavailable``. ``Ambiguous`` if the outcome is still unknown
         at ``timeout``.
         """
-        result = await self._write(sql, dataset, params, job_id, labels, timeout, conflict_retries)
+        with _measured(sql.name):
+            result = await self._write(sql, dataset, params, job_id, labels, timeout, conflict_retries)
         return int(result.num_dml_affected_rows or 0)
 
     async def script(
@@ -236,7 +267,8 @@ class Warehouse:
 
         BigQuery counts no rows for a script: one that must say how many ends with a SELECT of them.
         """
-        result = await self._write(sql, dataset, params, job_id, labels, timeout, conflict_retries)
+        with _measured(sql.name):
+            result = await self._write(sql, dataset, params, job_id, labels, timeout, conflict_retries)
         return await self.run(_dicts, result)
 
     async def _write(
@@ -278,13 +310,14 @@ class Warehouse:
             use_query_cache=False,
             maximum_bytes_billed=self._bytes,
         )
-        merged = {**self._labels, "statement": statement, "dataset": dataset, **(labels or {})}
+        merged = {**self._labels, "statement": statement, "dataset": dataset, **_ids(), **(labels or {})}
         config.labels = {_label(key): _label(value) for key, value in merged.items()}
         return config
 
     def _count(self, name: str) -> None:
         with self._counting:
             self.statements[name] += 1
+        metrics.STATEMENTS.labels(name, caller.operation()).inc()
 
     def _query(self, sql: Sql, config: bigquery.QueryJobConfig, deadline: _Deadline) -> list[dict[str, Any]]:
         pause = 0.1
@@ -299,6 +332,7 @@ class Warehouse:
                     retry=_NO_RETRY,
                     job_retry=_NO_RETRY,
                 )
+                _bill(sql.name, rows)
                 return _dicts(rows)
             except Exception as exc:
                 error = to_domain_error(exc, sql.name)
@@ -324,7 +358,9 @@ class Warehouse:
                         job = start(deadline)
                     except api.Conflict:
                         job = self.client.get_job(job_id, retry=_NO_RETRY, timeout=deadline.http())
-                return job.result(retry=_NO_RETRY, timeout=max(0.5, deadline.left()), **_no_job_retry(job))
+                result = job.result(retry=_NO_RETRY, timeout=max(0.5, deadline.left()), **_no_job_retry(job))
+                _bill(what, job)
+                return result
             except Exception as exc:
                 error = to_domain_error(exc, what)
                 if is_conflict(error) or (job is not None and job.state == "DONE" and job.error_result):
@@ -496,7 +532,7 @@ class Warehouse:
             write_disposition="WRITE_TRUNCATE" if truncate else "WRITE_APPEND",
             parquet_options=parquet,
         )
-        merged = {**self._labels, "dataset": dataset, **(labels or {})}
+        merged = {**self._labels, "dataset": dataset, **_ids(), **(labels or {})}
         config.labels = {_label(key): _label(value) for key, value in merged.items()}
         own_id = job_id or new_job_id()
         target = self._target(dataset, table)
@@ -508,7 +544,8 @@ class Warehouse:
                     file, target, size=path.stat().st_size, job_id=own_id, job_config=config, timeout=deadline.left()
                 )
 
-        job = await self.run(self._settle, "load_parquet", own_id, start, _Deadline(timeout))
+        with _measured("load_parquet"):
+            job = await self.run(self._settle, "load_parquet", own_id, start, _Deadline(timeout))
         return int(job.output_rows or 0)
 
     async def drop_table(self, dataset: str, table: TableRef | str) -> None:

@@ -1,4 +1,4 @@
-"""What is known about the call being served: who calls, its correlation id, its deadline.
+"""What is known about the call being served: who calls, its correlation ids, its deadline.
 
 ``libs.grpc_server`` fills it in before a handler runs, ``libs.grpc_client`` and the logs read it. The values live in a
 contextvar, so each call and each task started by it sees its own and nothing is passed by hand.
@@ -22,8 +22,10 @@ class _Call:
     request_id: str
     idempotency_key: str | None
     deadline: float | None
+    trace_id: str = ""
 
 
+_operation: ContextVar[str] = ContextVar("convergence_operation", default="")
 _call: ContextVar[_Call | None] = ContextVar("convergence_call", default=None)
 
 
@@ -47,6 +49,22 @@ def request_id() -> str:
     return call.request_id if call else ""
 
 
+def trace_id() -> str:
+    """Returns the W3C trace id (32 hex digits) of the call being served; empty where none is."""
+    call = _call.get()
+    return call.trace_id if call else ""
+
+
+def operation() -> str:
+    """Returns what the process is doing, for counting and labelling: an rpc or a background work; empty elsewhere."""
+    return _operation.get()
+
+
+def enter(operation: str) -> None:
+    """Says what the rest of this task is doing; for the server, and for work that is done for many callers at once."""
+    _operation.set(operation)
+
+
 def idempotency_key() -> str | None:
     """Returns the ``Idempotency-Key`` header of the call being served; it wins over ``request_id`` in the body."""
     call = _call.get()
@@ -61,9 +79,12 @@ def remaining() -> float | None:
     return max(0.0, call.deadline - time.monotonic())
 
 
-def begin(call_caller: Caller, *, request_id: str, idempotency_key: str | None, timeout: float | None) -> None:
+def begin(
+    call_caller: Caller, *, request_id: str, idempotency_key: str | None, timeout: float | None, trace_id: str = ""
+) -> None:
     """Makes ``call_caller`` the current one for the rest of this task; for the server's interceptor."""
-    _call.set(_Call(call_caller, request_id, idempotency_key, None if timeout is None else time.monotonic() + timeout))
+    deadline = None if timeout is None else time.monotonic() + timeout
+    _call.set(_Call(call_caller, request_id, idempotency_key, deadline, trace_id))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -113,6 +114,8 @@ class _Outgoing:
             found.append(("x-peer-token", self._token))
         if request_id := caller.request_id():
             found.append(("x-request-id", request_id))
+        if trace_id := caller.trace_id():
+            found.append(("traceparent", f"00-{trace_id}-{secrets.token_hex(8)}-01"))
         return tuple(found)
 
     def _limit(self, limit: float | None) -> float | None:

@@ -8,6 +8,7 @@ brings its own certificate (where there are none: peer token) or API key.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import re
 import time
@@ -22,7 +23,7 @@ import protovalidate
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
-from libs import access, caller, grpc_errors, logs
+from libs import access, caller, grpc_errors, logs, metrics
 from libs.errors import Error, FieldViolation, Internal, InvalidArgument, Unauthenticated, Unavailable
 from libs.settings import Peers
 from libs.tenancy import Caller, Role
@@ -35,6 +36,7 @@ type Headers = Mapping[str, list[str]]
 
 _log = logs.get(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_\-]{8,64}")
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _MAX_HEADER = 128
 _HEALTH = "/grpc.health.v1.Health/"
 _REFLECTION = ("/grpc.reflection.v1alpha.ServerReflection/", "/grpc.reflection.v1.ServerReflection/")
@@ -132,6 +134,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _unary(self, path: str, method: _Method | None, handle: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         async def unary(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             outcome = _Outcome(path, time.perf_counter())
+            metrics.RPCS_RUNNING.inc()
             try:
                 await self._admit(path, method, request, context)
                 return await handle(request, context)
@@ -151,6 +154,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _stream(self, path: str, method: _Method | None, handle: Callable[..., Any]) -> Callable[..., Any]:
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             outcome = _Outcome(path, time.perf_counter())
+            metrics.RPCS_RUNNING.inc()
             failure: BaseException | None = None
             try:
                 await self._admit(path, method, request, context)
@@ -181,18 +185,22 @@ class Interceptor(grpc.aio.ServerInterceptor):
         for key, value in context.invocation_metadata() or ():
             if isinstance(value, str):
                 headers.setdefault(key, []).append(value)
+        request_id = _request_id(headers)
+        caller.enter(_short(path))
         caller.begin(
             Caller(role=None, source_ip=_ip_of(context.peer())),
-            request_id=_request_id(headers),
+            request_id=request_id,
             idempotency_key=None,
             timeout=context.time_remaining(),
+            trace_id=_trace_id(headers, request_id),
         )
         who = await self._identify(headers, context, method)
         caller.begin(
             who,
-            request_id=caller.request_id(),
+            request_id=request_id,
             idempotency_key=_printable(headers, "idempotency-key"),
             timeout=_least(caller.remaining(), _gateway_timeout(headers, who)),
+            trace_id=caller.trace_id(),
         )
         if request is None:
             raise InvalidArgument("REQUEST_INVALID", "The request cannot be decoded: every text must be UTF-8.")
@@ -321,6 +329,22 @@ def _request_id(headers: Headers) -> str:
     return given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 
+def _trace_id(headers: Headers, request_id: str) -> str:
+    """Returns the caller's W3C trace id, or one made of the request id, so that either leads to the other."""
+    found = _TRACE_PARENT.fullmatch(_single(headers, "traceparent"))
+    if found and set(found[1]) != {"0"}:
+        return found[1]
+    plain = request_id.replace("-", "").lower()
+    return plain if re.fullmatch(r"[0-9a-f]{32}", plain) else uuid.uuid4().hex
+
+
+@functools.cache
+def _short(path: str) -> str:
+    """``Service.Method`` of ``/package.Service/Method``; called for paths that are served only."""
+    service, _, method = path[1:].partition("/")
+    return f"{service.rpartition('.')[2]}.{method}"
+
+
 def _gateway_timeout(headers: Headers, who: Caller) -> float | None:
     """Returns the seconds of the gateway's route timeout, which gRPC's own deadline does not show."""
     value = _single(headers, "x-envoy-expected-rq-timeout-ms")
@@ -362,11 +386,15 @@ async def _answer(failure: BaseException, context: grpc.aio.ServicerContext[Any,
 
 
 def _report(outcome: _Outcome) -> None:
+    seconds, rpc = time.perf_counter() - outcome.started, _short(outcome.method)
+    metrics.RPCS.labels(rpc, outcome.code, outcome.reason).inc()
+    metrics.RPC_SECONDS.labels(rpc).observe(seconds)
+    metrics.RPCS_RUNNING.dec()
     who = caller.current()
     fields: dict[str, Any] = {
         "method": outcome.method,
         "code": outcome.code,
-        "ms": round((time.perf_counter() - outcome.started) * 1_000, 1),
+        "ms": round(seconds * 1_000, 1),
         "tenant_id": who.tenant_id,
         "peer": who.peer,
         "key_id": who.key_id,

@@ -22,7 +22,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection
 
-from libs import logs
+from libs import caller, logs, metrics
 from libs.grpc_interceptor import Authenticate, Handler, Interceptor, OnDenied, check_behaviours
 from libs.settings import ServiceSettings, SettingsInvalid, load
 from libs.tls import Tls
@@ -78,7 +78,8 @@ def build_server(
         ports.append(_Port(address, mounts, names, [interceptor], shown, tls))
     # Probes have no certificate; what they may ask for is no secret.
     probes = _Port(settings.health_listen, [], [], [], []) if settings.health_listen else None
-    return Server(settings, ports[0], ports[1] if internal else None, probes)
+    figures = metrics.Endpoint(settings.metrics_listen) if settings.metrics_listen else None
+    return Server(settings, ports[0], ports[1] if internal else None, probes, figures)
 
 
 class _Port:
@@ -130,12 +131,18 @@ class Server:
     """One process's ports and whatever lives and dies with them. Ports open in ``start`` and close in ``stop``."""
 
     def __init__(
-        self, settings: ServiceSettings, public: _Port, internal: _Port | None, probes: _Port | None = None
+        self,
+        settings: ServiceSettings,
+        public: _Port,
+        internal: _Port | None,
+        probes: _Port | None = None,
+        figures: metrics.Endpoint | None = None,
     ) -> None:
         self._settings = settings
         self._public = public
         self._internal = internal
         self._probes = probes
+        self._figures = figures
         self._health = HealthServicer()
         self._start_hooks: list[Hook] = []
         self._drain_hooks: list[Callable[[float], Awaitable[None]]] = []
@@ -161,6 +168,11 @@ class Server:
         return self._probes.address if self._probes else ""
 
     @property
+    def metrics_address(self) -> str:
+        """The endpoint of the figures for Prometheus as ``host:port``; empty if the process has none."""
+        return self._figures.address if self._figures else ""
+
+    @property
     def failed(self) -> bool:
         """True if background work ended with an error."""
         return self._crashed.is_set()
@@ -184,6 +196,8 @@ class Server:
     async def start(self) -> None:
         """Runs the start hooks, opens both ports, starts the background work and reports SERVING."""
         await self._report_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._figures is not None:
+            self._figures.open()
         for hook in self._start_hooks:
             await hook()
         for port in self._ports():
@@ -208,6 +222,8 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for hook in reversed(self._stop_hooks):
             await self._bounded(hook(), _HOOK_SECONDS)
+        if self._figures is not None:
+            await self._bounded(asyncio.to_thread(self._figures.close), _HOOK_SECONDS)
         _log.info("stopped")
 
     async def serve(self) -> None:
@@ -239,6 +255,7 @@ class Server:
             await self._health.set(service, status)
 
     async def _watch(self, name: str, work: Hook) -> None:
+        caller.enter(name)
         try:
             await work()
         except Exception:

@@ -11,13 +11,14 @@ reading and deciding again, which is why ``decide`` must recognise a request it 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from libs import errors
+from libs import caller, errors
 from libs.bigquery import Sql, Warehouse, new_job_id, rows_param
 
 _FIRST_PAUSE = 0.05
@@ -232,7 +233,8 @@ class _Group[W: _Waiting[Any], A]:
     async def join(self, item: W, deadline: timedelta) -> A:
         self._waiting.append(item)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+            # For many callers at once: in nobody's context, or all that follows would bear the first one's ids.
+            self._task = asyncio.create_task(self._run(), context=contextvars.Context())
         try:
             async with asyncio.timeout(deadline.total_seconds()):
                 answer: A = await item.waiter
@@ -245,6 +247,7 @@ class _Group[W: _Waiting[Any], A]:
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
+        caller.enter("group_commit")
         failures = 0
         while self._waiting:
             batch = self._next_batch()

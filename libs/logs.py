@@ -47,7 +47,7 @@ _SECRET_TEXT = re.compile(
 # Text without any of these matches none of the shapes above; most text has none, and looking is cheap.
 _MARKS = ("=", ":", " ", "-----", "cvg_", "cdp_", "ya29.", "eyj", "akia", "asia")
 # Fields of each line that are made here or checked where they come in.
-_OURS = ("level", "logger", "timestamp", "service", "request_id")
+_OURS = ("level", "logger", "timestamp", "service", "request_id", "trace_id")
 _MAX_TEXT = 8_000
 
 
@@ -145,6 +145,8 @@ def _name_logger(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
 def _add_call_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if request_id := caller.request_id():
         event.setdefault("request_id", request_id)
+        if trace_id := caller.trace_id():
+            event.setdefault("trace_id", trace_id)
         if tenant_id := caller.current().tenant_id:
             event.setdefault("tenant_id", tenant_id)
     return event

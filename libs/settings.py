@@ -133,6 +133,11 @@ class ServiceSettings(BaseSettings):
         description="the address of a further port that only answers health checks, in plain text; for probes",
         examples=["0.0.0.0:50054"],
     )
+    metrics_listen: Address | None = Field(
+        default=None,
+        description="the address at which Prometheus reads this process's figures, in plain text; unset, there is none",
+        examples=["0.0.0.0:9464"],
+    )
     tenant_address: Address = Field(
         default="tenant:50052",
         description="the internal port of the tenant service",

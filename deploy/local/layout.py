@@ -96,6 +96,7 @@ class Ports:
     authz: int
     public: Mapping[str, int]
     internal: Mapping[str, int]
+    metrics: Mapping[str, int]
 
     @classmethod
     def choose(cls, gateway: int) -> Ports:
@@ -114,6 +115,7 @@ class Ports:
             authz=take(),
             public={name: take() for name in SERVICES},
             internal={name: take() for name in SERVICES},
+            metrics={name: take() for name in SERVICES},
         )
 
 
@@ -217,6 +219,7 @@ class Layout:
             "CORS_ORIGINS": self.given.get("CORS_ORIGINS", DEFAULT_CORS_ORIGINS),
             "CONVERGENCE_LISTEN": f"{HOST}:{self.ports.public[service]}",
             "CONVERGENCE_INTERNAL_LISTEN": f"{HOST}:{self.ports.internal[service]}",
+            "CONVERGENCE_METRICS_LISTEN": f"{HOST}:{self.ports.metrics[service]}",
             "CONVERGENCE_REFLECTION": self.given.get("CONVERGENCE_REFLECTION", "true"),
             "CONVERGENCE_DRAIN_SECONDS": self.given.get("CONVERGENCE_DRAIN_SECONDS", "5"),
         }
@@ -273,6 +276,7 @@ class Layout:
             "bigquery_rest": f"http://{HOST}:{self.ports.bigquery_rest}",
             "bigquery_grpc": f"{HOST}:{self.ports.bigquery_grpc}",
             "kms": f"{HOST}:{self.ports.kms}",
+            "metrics": {name: f"http://{HOST}:{port}/metrics" for name, port in self.ports.metrics.items()},
             "project_id": self.project_id,
             "customer_project_id": CUSTOMER_PROJECT,
             "admin_api_key": self.admin_api_key,

@@ -23,7 +23,7 @@ from google.api_core.retry import AsyncRetry, if_exception_type
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
-from libs import errors
+from libs import errors, metrics
 from services.credential.secret import Secret
 from services.credential.states import Binding, Sealed
 
@@ -108,7 +108,9 @@ class EnvelopeCipher:
 
     async def primary_version(self) -> str:
         """The name of the KMS key version that wraps now."""
-        key = await _answer(self._kms.get_crypto_key({"name": self._key_name}, retry=_RETRY, timeout=_CALL_SECONDS))
+        key = await _answer(
+            "get_key", self._kms.get_crypto_key({"name": self._key_name}, retry=_RETRY, timeout=_CALL_SECONDS)
+        )
         return str(key.primary.name)
 
     async def _wrap(self, key: bytes, aad: bytes) -> tuple[str, bytes]:
@@ -119,7 +121,7 @@ class EnvelopeCipher:
             "additional_authenticated_data": aad,
             "additional_authenticated_data_crc32c": google_crc32c.value(aad),
         }
-        response = await _answer(self._kms.encrypt(request, retry=_RETRY, timeout=_CALL_SECONDS))
+        response = await _answer("encrypt", self._kms.encrypt(request, retry=_RETRY, timeout=_CALL_SECONDS))
         _require_intact(
             response.verified_plaintext_crc32c
             and response.verified_additional_authenticated_data_crc32c
@@ -137,7 +139,7 @@ class EnvelopeCipher:
             "additional_authenticated_data": aad,
             "additional_authenticated_data_crc32c": google_crc32c.value(aad),
         }
-        response = await _answer(self._kms.decrypt(request, retry=_RETRY, timeout=_CALL_SECONDS))
+        response = await _answer("decrypt", self._kms.decrypt(request, retry=_RETRY, timeout=_CALL_SECONDS))
         _require_intact(google_crc32c.value(response.plaintext) == response.plaintext_crc32c)
         if len(response.plaintext) != _KEY:
             raise _unreadable()
@@ -156,8 +158,18 @@ def _decrypt(key: bytes, ciphertext: bytes, aad: bytes) -> Secret:
     return Secret.taking(opened)
 
 
-async def _answer(call: Awaitable[Any]) -> Any:
+async def _answer(operation: str, call: Awaitable[Any]) -> Any:
     """What KMS answers, its refusals as ours. None of its texts holds a key, but none is public either."""
+    try:
+        answer = await _translated(call)
+    except errors.Error as error:
+        metrics.KMS_CALLS.labels(operation, error.reason).inc()
+        raise
+    metrics.KMS_CALLS.labels(operation, "OK").inc()
+    return answer
+
+
+async def _translated(call: Awaitable[Any]) -> Any:
     try:
         return await call
     except exceptions.InvalidArgument as refused:

@@ -18,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from libs import errors, logs
+from libs import errors, logs, metrics
 from libs.audit import AuditRecord
 from libs.bigquery import Warehouse
 from services.pipeline_executor.domain import (
@@ -284,6 +284,7 @@ class Execution:
             _log.error("run_left_to_the_reaper")
             return
         self.progress.run(ended)
+        _publish(ended)
         _log.info(
             "run_ended",
             status=ended.status.value,
@@ -434,6 +435,16 @@ def _stopped(run: Run, why: Stop, now: datetime) -> Ending:
     if why is Stop.CANCEL:
         return Ending(key=run.key, status=RunStatus.CANCELLED, end_time=now)
     return Ending(key=run.key, status=RunStatus.FAILED, end_time=now, error=why.value)
+
+
+def _publish(ended: Run) -> None:
+    """What is counted of an attempt that has ended."""
+    provider, domain = ended.spec.provider, ended.spec.domain
+    what = ended.error.reason if ended.error else ended.outcome.value if ended.outcome else ""
+    metrics.RUNS_ENDED.labels(provider, domain, ended.status.value, what).inc()
+    metrics.ROWS_PUBLISHED.labels(provider, domain).inc(ended.rows_published)
+    if ended.end_time is not None:
+        metrics.RUN_SECONDS.labels(provider, domain).observe((ended.end_time - ended.start_time).total_seconds())
 
 
 def _worked(run: Run, work: asyncio.Task[RunResult], now: datetime) -> Ending:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from libs import caller, errors, logs
+from libs import caller, errors, logs, metrics
 from services.pipeline_executor.domain import Key, View, check_fingerprint
 from services.pipeline_executor.execution import Execution, Launch, Stop, Tools
 from services.pipeline_executor.watch import Progress
@@ -52,8 +52,13 @@ class Executions:
         with caller.detached():
             task = asyncio.create_task(execution.live(), name=f"run {launch.key.run_id}")
         self._live[launch.key] = execution, task
-        task.add_done_callback(lambda _: self._live.pop(launch.key, None))
+        metrics.RUNS_LIVE.inc()
+        task.add_done_callback(lambda _: self._ended(launch.key))
         return execution
+
+    def _ended(self, key: Key) -> None:
+        metrics.RUNS_LIVE.dec()
+        self._live.pop(key, None)
 
     def progress(self, key: Key) -> Progress | None:
         """The progress of an attempt that this process executes."""

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable
 from datetime import datetime
 
-from libs import errors, logs
+from libs import errors, logs, metrics
 from services.pipeline_executor.domain import LEASE, Key, Quotas
 
 EVERY_SECONDS = 20.0
@@ -74,12 +74,14 @@ class Leases:
         """Begins to renew a grant that was asked for at ``sent`` (loop time) and lives until ``until``."""
         lease = Lease(key, self._ends(sent, until), on_lost)
         self._held[key] = lease
+        metrics.LEASES_LIVE.inc()
         return lease
 
     def release(self, key: Key) -> None:
         """Stops renewing; what is not settled by then runs out and is reaped."""
         if lease := self._held.pop(key, None):
             lease.drop()
+            metrics.LEASES_LIVE.dec()
 
     async def run(self) -> None:
         """Renews for as long as the process lives."""
@@ -104,6 +106,7 @@ class Leases:
                     lease.extend(self._ends(sent, until))
             for key in renewal.lost:
                 if lease := self._held.get(key):
+                    metrics.LEASES_LOST.inc()
                     _log.warning("lease_lost", run_id=key.run_id, attempt=key.attempt)
                     lease.lose()
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from libs import errors, logs
+from libs import errors, logs, metrics
 from libs.tenancy import TenantId
 from services.pipeline_executor.domain import (
     OWNER_LOST,
@@ -73,6 +73,7 @@ class Reaper:
                 _log.warning("tenant_not_reaped", tenant_id=tenant_id, reason=failure.reason)
                 return 0
         for key, state in verdicts.items():
+            metrics.GRANTS_REAPED.labels(state.value).inc()
             _log.info("grant_reaped", tenant_id=tenant_id, run_id=key.run_id, attempt=key.attempt, state=state.value)
         return len(verdicts)
 

@@ -21,7 +21,7 @@ from services.scheduler.clients import RETRIED, ExecutorClient, Keys, TenantsCli
 from services.scheduler.domain import Executor, Policy, Tenants
 from services.scheduler.housekeeping import Housekeeping
 from services.scheduler.loop import Loop
-from services.scheduler.reports import Journal, Reports
+from services.scheduler.reports import Gauges, Journal, Reports
 from services.scheduler.runs import Runs
 from services.scheduler.schedules import Calendar
 from services.scheduler.servicer import ScheduleServicer, UseCases
@@ -73,12 +73,13 @@ def build(
         batch=settings.claim_batch,
         parallel=settings.start_parallelism,
     )
+    reports = Reports(records, now=now, policy=policy)
     use = UseCases(
         triggers=triggers,
         loop=loop,
         housekeeping=housekeeping,
         journal=Journal(records, now=now),
-        reports=Reports(records, now=now, policy=policy),
+        reports=reports,
         calendar=calendar,
         runs=Runs(queue, records, executor, trail, now=now, policy=policy),
         backfills=Backfills(queue, records, tenants, trail, now=now, policy=policy),
@@ -93,6 +94,8 @@ def build(
         on_denied=denials.of_call,
     )
     server.background("denials", denials.run)
+    if settings.metrics_listen is not None:
+        server.background("gauges", Gauges(reports).run)
     server.background("offboarding", housekeeping.offboard_forever)
     if warehouse is None:
         server.on_stop(_closing(store))

@@ -7,18 +7,20 @@ only, and writing down that a job ran never makes the job fail.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from libs import logs
+from libs import logs, metrics
 from libs.errors import Error
 from services.scheduler.domain import Job, JobCall, Policy, Records, State, Status
 
 _log = logs.get(__name__)
 _SAMPLES = 5
+_GAUGE_SECONDS, _INVARIANTS_EVERY = 60.0, 15
 # What a statement wrote and its neighbour has not yet.
 _SETTLED = timedelta(minutes=2)
 # The queue is worked on every five minutes.
@@ -91,6 +93,38 @@ class Reports:
         ]
 
 
+class Gauges:
+    """Publishes the figures of the queue every minute, and every quarter of an hour what must never be."""
+
+    def __init__(self, reports: Reports) -> None:
+        self._reports = reports
+
+    async def run(self) -> None:
+        """Reads for as long as the process lives; a failed reading leaves the last figures, and their time tells."""
+        for turn in itertools.count():
+            await asyncio.sleep(_GAUGE_SECONDS)
+            try:
+                await self.read()
+                if turn % _INVARIANTS_EVERY == 0:
+                    await self.check()
+            except Error as error:
+                _log.warning("queue_not_read", reason=error.reason)
+
+    async def read(self) -> None:
+        """Publishes the queue as it is now."""
+        health = await self._reports.health()
+        for state in State:
+            metrics.QUEUE_RUNS.labels(state.value).set(health.status.by_state.get(state, 0))
+        metrics.QUEUE_AGE.set(health.oldest.total_seconds())
+        metrics.SCHEDULE_LAG.set(health.lag.total_seconds())
+        metrics.QUEUE_READ.set_to_current_time()
+
+    async def check(self) -> None:
+        """Publishes how often each invariant is violated."""
+        for violations in await self._reports.invariants():
+            metrics.INVARIANT_VIOLATIONS.labels(violations.name).set(violations.count)
+
+
 class Journal:
     """Writes down each call of a job: that it began, how it ended, what it did."""
 
@@ -106,9 +140,13 @@ class Journal:
             result = await work()
         except BaseException as error:
             await began
-            await self._note(call_id, job, error.reason if isinstance(error, Error) else type(error).__name__, None)
+            outcome = error.reason if isinstance(error, Error) else type(error).__name__
+            metrics.JOBS_ENDED.labels(job.value, outcome).inc()
+            await self._note(call_id, job, outcome, None)
             raise
         await began
+        metrics.JOBS_ENDED.labels(job.value, "OK").inc()
+        metrics.JOB_ENDED_AT.labels(job.value).set_to_current_time()
         done = counts(result)
         _log.info("job_done", job=job.value, **done)
         await self._note(call_id, job, "OK", json.dumps(done))

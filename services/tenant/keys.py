@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
+from libs import metrics
 from libs.errors import (
     Aborted,
     Error,
@@ -350,6 +351,7 @@ class KeyRing:
         entries = await self._store.load(began - REMEMBER_DEAD)
         self._entries = {entry.api_key_id: entry for entry in entries}
         self._fresh_at, self._news = began, number
+        metrics.KEYS_READ.set_to_current_time()
 
 
 class KeyRefused(Unauthenticated):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from convergence.credential.v1 import credential_pb2
@@ -26,7 +27,7 @@ from tests.support.manifests import BASE, CERTIFICATES, DEPLOY, KUSTOMIZE, OVERL
 
 CONTAINERS = list(manifests.containers())
 OURS = [container for container in CONTAINERS if container.settings is not None]
-KUBECTL = Path(sys.executable).with_name("kubectl")
+TOOLS = Path(sys.executable).parent
 each_container = pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.name)
 each_of_ours = pytest.mark.parametrize("container", OURS, ids=lambda container: container.name)
 
@@ -41,12 +42,10 @@ def test_no_file_is_left_out() -> None:
         assert {name for name in listed if name.endswith(".yaml")} == there, folder
 
 
-@pytest.mark.skipif(not KUBECTL.exists(), reason="kubectl is not installed")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kubernetes_would_take_each_overlay(overlay: str) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
     built = subprocess.run(
-        [KUBECTL, "kustomize", KUSTOMIZE / "overlays" / overlay], capture_output=True, text=True, check=True
+        [TOOLS / "kubectl", "kustomize", KUSTOMIZE / "overlays" / overlay], capture_output=True, text=True, check=True
     )
     kinds = set()
     for doc in yaml.safe_load_all(built.stdout):
@@ -145,7 +144,11 @@ def test_ports_and_probes_are_those_the_process_opens(name: str) -> None:
     [container] = [one for one in OURS if one.name == f"{name}/{name}"]
     given = manifests.configuration("prod") | container.literals
     ports = {port["name"]: port["containerPort"] for port in container.spec["ports"]}
-    opened = {"grpc": "CONVERGENCE_LISTEN", "health": "CONVERGENCE_HEALTH_LISTEN"}
+    opened = {
+        "grpc": "CONVERGENCE_LISTEN",
+        "health": "CONVERGENCE_HEALTH_LISTEN",
+        "metrics": "CONVERGENCE_METRICS_LISTEN",
+    }
     if name != "scheduler":
         opened["grpc-internal"] = "CONVERGENCE_INTERNAL_LISTEN"
     if name == "tenant":
@@ -157,7 +160,7 @@ def test_ports_and_probes_are_those_the_process_opens(name: str) -> None:
     # Headless, or one connection would send every call to one pod.
     assert service["clusterIP"] == "None" and service["selector"] == {"app.kubernetes.io/name": name}
     offered = {port["targetPort"]: port["port"] for port in service["ports"]}
-    assert offered == {port: number for port, number in ports.items() if port != "health"}
+    assert offered == {port: number for port, number in ports.items() if port not in ("health", "metrics")}
 
 
 def test_addresses_lead_to_ports_of_services() -> None:
@@ -242,7 +245,7 @@ def test_all_else_is_denied() -> None:
     policies = manifests.of_kind("NetworkPolicy", POLICIES)
     assert policies["deny-all"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     others = {name for name in policies if not name.endswith(("-in", "-out"))}
-    assert others == {"deny-all", "dns", "clients-to-gateway", "google-apis"}
+    assert others == {"deny-all", "dns", "clients-to-gateway", "google-apis", "prometheus"}
     [selected] = policies["google-apis"]["spec"]["podSelector"]["matchExpressions"]
     assert set(selected["values"]) == {*SERVICES, "setup"}
     base = yaml.safe_load((BASE / "kustomization.yaml").read_text())
@@ -294,6 +297,8 @@ def test_compose_runs_the_same_processes_with_settings_they_know() -> None:
 
 
 def test_the_image_names_every_command_and_ends_unprivileged() -> None:
+    linted = subprocess.run([TOOLS / "hadolint", DEPLOY / "Dockerfile"], check=False, capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout
     text = (DEPLOY / "Dockerfile").read_text()
     assert all(script in text for script in manifests.SCRIPTS if script.startswith("convergence-"))
     stages = re.findall(r"(?m)^FROM (\S+)(?: AS (\S+))?$", text)

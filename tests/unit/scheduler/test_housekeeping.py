@@ -7,11 +7,11 @@ from datetime import timedelta
 
 import pytest
 
-from libs import errors
+from libs import errors, metrics
 from libs.tenancy import TenantId
 from services.scheduler.domain import AttemptStatus, Job, State
 from services.scheduler.housekeeping import Cleaned
-from services.scheduler.reports import INVARIANTS
+from services.scheduler.reports import INVARIANTS, Gauges
 from tests.support.scheduler import Quota
 from tests.support.scheduler_world import HOUR, World, later
 
@@ -95,6 +95,10 @@ async def test_status_shows_the_queue_and_the_jobs(world: World) -> None:
     health = await world.reports.health()
     assert health.status.by_state == {"CLAIMED": 1, "QUEUED": 3}
     assert (health.running, health.oldest) == (1, timedelta(minutes=5))
+    await Gauges(world.reports).read()
+    assert metrics.REGISTRY.get_sample_value("convergence_queue_runs", {"state": "QUEUED"}) == 3
+    assert metrics.REGISTRY.get_sample_value("convergence_queue_runs", {"state": "DEAD_LETTER"}) == 0
+    assert metrics.REGISTRY.get_sample_value("convergence_queue_age_seconds") == 300
     [call] = health.calls
     assert (call.job, call.outcome) == ("trigger", "OK") and call.end_time is not None
     world.finish(AttemptStatus.FAILED)
@@ -134,4 +138,7 @@ async def test_invariants_are_zero_when_healthy_and_say_what_is_wrong_when_not(w
     world.store.queue_rows = [item for item in world.items if item.run_id != stranded]
     by_name = {each.name: each for each in await world.reports.invariants()}
     assert by_name["overdue_schedules"].count == 3
+    await Gauges(world.reports).check()
+    violated = {"invariant": "overdue_schedules"}
+    assert metrics.REGISTRY.get_sample_value("convergence_invariant_violations", violated) == 3
     assert (by_name["stranded_runs"].count, by_name["stranded_runs"].samples) == (1, [stranded])
