@@ -67,8 +67,8 @@ _ERRORS = {
     "503": "A service did not answer; the same request may succeed later.",
 }
 _HEADERS = (
-    ("X-User-ID", "Whom the client acts for; for the audit trail only.", False),
-    ("Idempotency-Key", "The same key gives the same result; chosen by the client.", True),
+    ("X-User-ID", "Whom the client acts for; for the audit trail only. Empty is none.", False),
+    ("Idempotency-Key", "The same key gives the same result; chosen by the client. Empty is none.", True),
 )
 
 
@@ -141,7 +141,7 @@ class _Writer:
             }
         for name, text, writes in _HEADERS:
             if not writes or verb == "post":
-                limits = {"type": "string", "minLength": 1, "maxLength": 128}
+                limits = {"type": "string", "maxLength": 128}
                 parameters.append({"name": name, "in": "header", "description": text, "schema": limits})
         answer = {"schema": self._message(method.output_type)}
         kinds = ("application/json", "text/event-stream") if method.server_streaming else ("application/json",)

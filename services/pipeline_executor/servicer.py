@@ -70,6 +70,7 @@ class PipelineServicer(pb_grpc.PipelineServiceServicer):
         return encode_view(view)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
+        self._templates.check_provider(request.provider)
         tenant_id, wanted = tenant_of(request.tenant_id), _filter(request)
         scope, bound = f"{tenant_id}/runs", _bound(request)
         page = self._pages.open(request.page_size, request.page_token, scope=scope, filter=bound)
@@ -113,6 +114,7 @@ class PipelineServicer(pb_grpc.PipelineServiceServicer):
                 yield encode_progress(view)
 
     async def QueryCosts(self, request: pb.QueryCostsRequest, context: Context) -> pb.QueryCostsResponse:
+        self._templates.check_provider(request.provider)
         question = self._costs.check(decode_cost_request(tenant_of(request.tenant_id), request))
         scope, bound = f"{question.tenant_id}/costs", bound_of(question)
         page = self._pages.open(request.page_size, request.page_token, scope=scope, filter=bound)

@@ -146,6 +146,16 @@ class Templates:
             )
         return pipeline
 
+    def check_provider(self, wanted: str) -> str:
+        """A list's filter by provider, in lower case, "" for all; ``InvalidArgument(PROVIDER_UNKNOWN)``."""
+        known = sorted({pipeline.provider for pipeline in self._pipelines.values()})
+        if wanted and wanted.lower() not in known:
+            text = f"must be one of {', '.join(known)}."
+            raise InvalidArgument(
+                "PROVIDER_UNKNOWN", f"provider {text}", field_violations=[FieldViolation("provider", text)]
+            )
+        return wanted.lower()
+
     def list(self) -> Sequence[Pipeline]:
         """All of them, by id."""
         return tuple(self._pipelines.values())

@@ -567,7 +567,7 @@ class ListRunsRequest(_message.Message):
     status: Global___Run.Status.ValueType
     """Only runs with this status."""
     provider: _builtins.str
-    """Only this provider's."""
+    """Only this provider's; one that no template reads is INVALID_ARGUMENT."""
     domain: _builtins.str
     """Only this domain's."""
     template: _builtins.str

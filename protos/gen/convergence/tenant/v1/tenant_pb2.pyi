@@ -153,7 +153,7 @@ class OnboardTenantRequest(_message.Message):
     tenant_id: _builtins.str
     """The id wanted. Reserved: tenants, information_schema, onboard, x_…"""
     company_name: _builtins.str
-    """Name of the company."""
+    """Name of the company; no control characters."""
     admin_email: _builtins.str
     """Whom to write to."""
     subscription_plan: Global___Tenant.Plan.ValueType
@@ -334,7 +334,7 @@ class UpdateTenantRequest(_message.Message):
     tenant_id: _builtins.str
     """The tenant."""
     company_name: _builtins.str
-    """New name of the company."""
+    """New name of the company; no control characters."""
     admin_email: _builtins.str
     """New address."""
     subscription_plan: Global___Tenant.Plan.ValueType
