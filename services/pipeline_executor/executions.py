@@ -29,15 +29,26 @@ class Executions:
     async def launch(self, launch: Launch) -> View:
         """Starts an attempt, or joins the call that is starting it; returns the run as it was started or found.
 
-        Raises ``Unavailable`` (EXECUTOR_FULL, EXECUTOR_DRAINING) before anything is reserved, and what
+        Waits while the last places are taken by attempts that may yet be refused, so that of a burst each hears its own
+        answer. Raises ``Unavailable`` (EXECUTOR_FULL, EXECUTOR_DRAINING) before anything is reserved, and what
         ``Execution`` refuses with. A caller that is cancelled takes no attempt with it.
         """
-        if found := self._live.get(launch.key):
-            execution = found[0]
-            check_fingerprint(execution.progress.view.run, launch.fingerprint)
-        else:
+        while True:
+            if found := self._live.get(launch.key):
+                execution = found[0]
+                check_fingerprint(execution.progress.view.run, launch.fingerprint)
+                break
+            if not self._draining and len(self._live) >= self._max_runs and (undecided := self._undecided()):
+                await asyncio.wait(undecided, return_when=asyncio.FIRST_COMPLETED)
+                continue
             execution = self._begin(launch)
+            break
         return await asyncio.shield(execution.started)
+
+    def _undecided(self) -> set[asyncio.Future[View] | asyncio.Task[None]]:
+        """What ends when an attempt without a reservation has got one, or has gone."""
+        starting = ((execution, task) for execution, task in self._live.values() if execution.lease is None)
+        return {task if execution.started.done() else execution.started for execution, task in starting}
 
     def _begin(self, launch: Launch) -> Execution:
         if self._draining:

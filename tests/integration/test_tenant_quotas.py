@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import uuid
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from convergence.tenant.v1 import tenant_pb2 as pb
+from convergence.tenant.v1 import tenant_pb2_grpc as pb_grpc
 
 from libs import errors
 from libs.bigquery import Warehouse
@@ -16,6 +21,7 @@ from libs.errors import ResourceExhausted
 from services.tenant.main import utc_now
 from services.tenant.quotas import GrantState, Plan, QuotaRow, Reserve, Settle
 from tests.conftest import Emulator
+from tests.support import tenant
 from tests.support.quota_load import READ, REPLACE, Replica, asks, plant, run_load, tenants
 
 
@@ -31,23 +37,38 @@ async def rows_of(replica: Replica, rows: list[QuotaRow]) -> dict[str, QuotaRow]
     return dict(await replica.quotas._store.read([row.tenant_id for row in rows]))
 
 
-async def test_a_starter_at_five_of_six_gets_exactly_one_more(replicas: list[Replica]) -> None:
+async def test_a_starter_at_five_of_six_gets_exactly_one_more(
+    central: Warehouse, project_id: str, replicas: list[Replica], tmp_path: Path
+) -> None:
+    """Three tenant processes, asked by an executor over their internal ports."""
     row = dataclasses.replace(
         QuotaRow.fresh("starter", Plan.STARTER, utc_now()), pipelines_run_today=5, pipelines_run_month=5
     )
-    await plant(replicas[0].warehouse, [row])
-    requests = [Reserve(f"run-{number}", 1, "me") for number in range(150)]
-    outcomes = await asyncio.gather(
-        *(replicas[n % 3].quotas.reserve("starter", request) for n, request in enumerate(requests)),
-        return_exceptions=True,
-    )
+    await plant(central, [row])
+    before = central.statements[READ]
+    async with AsyncExitStack() as stack:
+        processes = [
+            await stack.enter_async_context(tenant.Replica(tenant.make_settings(tmp_path, project_id), central))
+            for _ in range(3)
+        ]
+        stubs = [process.internal(pb_grpc.TenantQuotaServiceStub) for process in processes]
+        outcomes = await asyncio.gather(
+            *(
+                stubs[n % 3].ReserveRun(
+                    pb.ReserveRunRequest(tenant_id="starter", run_id=str(uuid.uuid4()), attempt=1, owner=f"e{n}")
+                )
+                for n in range(50)
+            ),
+            return_exceptions=True,
+        )
     refused = [outcome for outcome in outcomes if isinstance(outcome, ResourceExhausted)]
-    assert len(refused) == 149, [repr(o) for o in outcomes if not isinstance(o, ResourceExhausted)]
-    assert all(error.retry_after is not None and error.quota_violations for error in refused)
+    assert len(refused) == 49, [repr(o) for o in outcomes if not isinstance(o, ResourceExhausted)]
+    for error in refused:
+        assert error.reason == "QUOTA_DAILY_EXCEEDED" and error.retry_after is not None
+        assert {item.quota_id for item in error.quota_violations} == {"DAILY_RUNS", "CONCURRENT_RUNS"}
     stored = (await rows_of(replicas[0], [row]))["starter"]
     assert (stored.pipelines_run_today, len(stored.grants)) == (6, 1)
-    statements = sum(replica.warehouse.statements[READ] for replica in replicas)
-    assert statements <= 30, "statements must not grow with requests"
+    assert central.statements[READ] - before <= 20, "statements must not grow with requests"
 
 
 async def test_a_thousand_reservations_over_two_hundred_tenants_are_exact(replicas: list[Replica]) -> None:

@@ -219,6 +219,18 @@ async def test_a_full_executor_refuses_before_it_reserves(world: World) -> None:
 
 
 @simulated
+async def test_of_a_burst_each_hears_its_own_answer(world: World) -> None:
+    """The places of those that are refused go to those that wait, not to EXECUTOR_FULL."""
+    world.quotas._plan = Plan.STARTER
+    processes = [world.boot(name, max_runs=4) for name in ("a", "b", "c")]
+    answers = await asyncio.gather(*(run(processes[n % 3]) for n in range(50)), return_exceptions=True)
+    refusals = [answer for answer in answers if isinstance(answer, errors.ResourceExhausted)]
+    assert len(refusals) == 49, [answer for answer in answers if answer not in refusals]
+    assert all(refusal.quota_violations and refusal.retry_after for refusal in refusals)
+    assert sum(len(process.executions._live) for process in processes) == 1
+
+
+@simulated
 async def test_beyond_the_plan_the_answer_is_tenants(world: World) -> None:
     world.quotas._plan = Plan.STARTER
     a = world.boot("a")
