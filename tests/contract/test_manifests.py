@@ -18,7 +18,7 @@ from convergence.tenant.v1 import tenant_pb2
 
 from deploy.envoy import render
 from libs import access
-from libs.settings import load, variable_of
+from libs.settings import load, variable_of, write_peer_tokens
 from libs.tls import server_name
 from services.tenant.settings import Settings as TenantSettings
 from tests.support import manifests
@@ -305,3 +305,73 @@ def test_the_image_names_every_command_and_ends_unprivileged() -> None:
     assert stages[-1] == ("run", "convergence"), "the last stage is the one for a deployment"
     assert re.findall(r"(?m)^USER (.+)$", text) == ["65532:65532"]
     assert "--constraint requirements.lock" in text and "contracts.binpb" in text
+
+
+# --- without Kubernetes, and the build ---
+
+
+def test_cloud_run_runs_the_same_processes_with_settings_they_know(tmp_path: Path) -> None:
+    spec = yaml.safe_load((DEPLOY / "cloudrun/service.yaml").read_text())["spec"]["template"]["spec"]
+    containers = {container["name"]: container for container in spec["containers"]}
+    assert set(containers) == {*SERVICES, "gateway"}
+    tokens = {item["path"] for volume in spec["volumes"] if "secret" in volume for item in volume["secret"]["items"]}
+    assert tokens == {f"{peer}.token" for peer in ("gateway", "cron", *SERVICES.values())}
+    write_peer_tokens(tmp_path, [token.removesuffix(".token") for token in tokens])
+    opened: list[str] = []
+    given: dict[str, dict[str, str]] = {}
+    for name in SERVICES:
+        container = containers[name]
+        [command] = container["command"]
+        settings = manifests.settings_of(command)
+        assert settings is not None and command == f"convergence-{name}"
+        known = {variable_of(settings, field) for field in settings.model_fields}
+        assert {each["name"] for each in container["env"]} <= known
+        given[name] = {each["name"]: each.get("value", "0123456789abcdef01234567") for each in container["env"]}
+        loaded = load(settings, given[name] | {"CONVERGENCE_PEERS_DIR": str(tmp_path)}, env_file=None)
+        assert loaded.peers().own_token and loaded.environment == "prod"
+        opened += [value for variable, value in given[name].items() if variable.endswith("LISTEN")]
+        for probe in ("startupProbe", "livenessProbe"):
+            assert given[name]["CONVERGENCE_HEALTH_LISTEN"].endswith(f":{container[probe]['grpc']['port']}")
+    ports = [address.rpartition(":")[2] for address in opened]
+    assert len(set(ports)) == len(ports), "they share one address"
+    internal = {name: given[name]["CONVERGENCE_INTERNAL_LISTEN"] for name in SERVICES}
+    for variables in given.values():
+        for name in ("tenant", "credential", "pipeline-executor"):
+            assert variables[f"CONVERGENCE_{SERVICES[name].upper()}_ADDRESS"] == internal[name]
+    [line] = containers["gateway"]["args"]
+    for name in SERVICES:
+        assert f"--{name} {given[name]['CONVERGENCE_LISTEN']} " in line
+    assert f"--authz {given['tenant']['CONVERGENCE_AUTHZ_LISTEN']} " in line
+
+
+def test_the_build_does_what_the_readme_says_and_in_that_order() -> None:
+    build = yaml.safe_load((DEPLOY / "cloudbuild.yaml").read_text())
+    steps = {step["id"]: step for step in build["steps"]}
+    assert list(steps) == ["test", "build", "push", "migrate", "rollout"]
+    assert steps["push"]["waitFor"] == ["test", "build"]
+    text = (DEPLOY / "cloudbuild.yaml").read_text()
+    assert set(re.findall(r"\$\{(_[A-Z]+)\}", text)) <= set(build["substitutions"])
+    assert set(re.findall(r"deploy/[\w/.-]+(?:yaml|file)", text, re.IGNORECASE)) <= {
+        "deploy/cloudbuild.yaml",
+        "deploy/Dockerfile",
+    }
+    names = " ".join([*SERVICES, "gateway"])
+    assert f'names="{names}"' in text
+    readme = (DEPLOY / "README.md").read_text()
+    for words in ("delete job setup --ignore-not-found", "app.kubernetes.io/name in (configuration, setup)", names):
+        assert words in readme and words in text
+
+
+def test_the_checklist_names_real_files_roles_and_secrets() -> None:
+    readme = (DEPLOY / "README.md").read_text()
+    for path in re.findall(r"`((?:kustomize|cloudrun|observability)/[\w./-]*)`", readme):
+        assert (DEPLOY / path).exists(), path
+    for account in (*SERVICES, "setup"):
+        assert re.search(rf"grant {account} roles/", readme), account
+    secrets = {
+        source["secretKeyRef"]["name"]
+        for container in CONTAINERS
+        for source in (each.get("valueFrom", {}) for each in container.spec.get("env", ()))
+        if "secretKeyRef" in source
+    }
+    assert secrets == set(re.findall(r"create secret generic ([\w-]+)", readme))
