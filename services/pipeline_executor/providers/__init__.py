@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from libs.errors import FieldViolation, InvalidArgument
+from services.pipeline_executor.providers.aws import AwsExtractor
 from services.pipeline_executor.providers.azure import AzureExtractor
 from services.pipeline_executor.providers.extraction import Extractor
 from services.pipeline_executor.providers.gcp import GcpExtractor
 
 EXTRACTORS: Mapping[str, Extractor] = {
+    "aws": AwsExtractor(),
     "azure": AzureExtractor(),
     "gcp": GcpExtractor(),
 }

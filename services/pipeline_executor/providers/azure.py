@@ -35,6 +35,7 @@ from services.pipeline_executor.providers import azure_export as export
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.object_store import AzureContainer, Store, open_store
 from services.pipeline_executor.providers.parquet import ParquetFile
+from services.pipeline_executor.providers.worker import in_thread
 from services.pipeline_executor.run_context import Secret
 
 _BLOCK = 8 * 2**20
@@ -170,7 +171,7 @@ async def _read(
     for part in delivery.parts:
         path = work.directory / f"part{''.join(Path(part.path).suffixes[-2:]).lower()}"
         await store.fetch(part.path, path, etag=part.etag, size=part.size)
-        count = await _in_thread(_decode, path, part, reading, work, target)
+        count = await in_thread(_decode, path, part, reading, work, target)
         await asyncio.to_thread(path.unlink)
         if part.rows is not None and count != part.rows:
             raise _incomplete(delivery, f"file {_name(part)} has {count} rows, its manifest says {part.rows}")
@@ -303,20 +304,6 @@ def _cells(path: Path, part: export.Part, layout: export.Layout) -> Iterator[tup
 
 def _plan(layout: export.Layout, names: Sequence[str], part: export.Part) -> export.Plan:
     return export.plan(layout, names, _name(part))
-
-
-async def _in_thread[T](function: Callable[..., T], *args: Any) -> T:
-    """Runs the function in a thread, with an event before its arguments that says when to stop; waits for its end."""
-    stop = threading.Event()
-    task: asyncio.Future[T] = asyncio.ensure_future(asyncio.to_thread(function, stop, *args))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
-        raise
 
 
 def _reason(kind: str, message: str) -> str:

@@ -1,0 +1,231 @@
+"""Reads AWS: cost and usage reports (legacy and 2.0) and FOCUS exports in the customer's own bucket, by key or role.
+
+One run reads, of each billing period that its days touch, the newest delivery. Files come one after another onto disk,
+where they are decoded once by DuckDB and summed once by Arrow; only one is there at a time. An object is asked for by
+the etag it was listed with, and the manifest is looked at again at the end, so that a delivery that changes while it is
+read is noticed, never mixed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import gzip
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import duckdb
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from libs import errors
+from libs.errors import FieldViolation
+from services.pipeline_executor.providers import aws_export as export
+from services.pipeline_executor.providers import aws_rows as rows
+from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
+from services.pipeline_executor.providers.object_store import Listed, S3Bucket, Store, open_store
+from services.pipeline_executor.providers.worker import in_thread
+from services.pipeline_executor.run_context import Secret
+
+_LAYOUTS = {"cost_and_usage_report": rows.report_layout}
+
+
+class Source(BaseModel):
+    """Where the exports lie. ``endpoint_url`` is for a stand-in on one machine, and refused everywhere else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]$")
+    prefix: str | None = Field(default=None, pattern=r"^[\x20-\x7e]{1,1024}$")
+    export_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9!_.*'()\-]{1,128}$")
+    region: str | None = Field(default=None, pattern=r"^[a-z]{2}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$")
+    endpoint_url: str | None = Field(default=None, pattern=r"^https?://[\x21-\x7e]{1,500}$")
+
+
+class AwsExtractor:
+    """Extracts ``cost_and_usage_report``: legacy and 2.0, gzip CSV and parquet, whatever their set of columns."""
+
+    datasets: ClassVar[frozenset[str]] = frozenset(_LAYOUTS)
+
+    def check_source(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The source's fields checked; ``InvalidArgument(SOURCE_INVALID)`` names each bad one."""
+        try:
+            return Source.model_validate(dict(source)).model_dump(exclude_none=True)
+        except ValidationError as exc:
+            bad = [
+                FieldViolation(".".join(("source", *map(str, item["loc"]))), _reason(item["type"], item["msg"]))
+                for item in exc.errors(include_input=False, include_url=False)
+            ]
+        text = "; ".join(f"{violation.field} {violation.description}" for violation in bad)
+        raise errors.InvalidArgument("SOURCE_INVALID", f"The source is not usable: {text}", field_violations=bad)
+
+    async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
+        """Finds the deliveries and reads the rows of the days, a parquet file for each of theirs."""
+        source = Source.model_validate(dict(request.source))
+        store = await open_store(S3Bucket(source.bucket, source.region, source.endpoint_url), secret, request.endpoints)
+        started = datetime.now(UTC)
+        readings = await _readings(store, source, request)
+        work = _Work(_LAYOUTS[request.dataset](), request)
+        engine = rows.connect(request.directory)
+        try:
+            for reading in readings:
+                await _read(store, reading, work, engine)
+        finally:
+            engine.close()
+        return Extraction(
+            files=tuple(work.files),
+            schema=work.layout.schema,
+            rows=work.rows,
+            bytes=work.bytes,
+            started=started,
+            totals=work.totals.sums,
+            details={
+                "source": f"{source.bucket}/{source.prefix or ''}",
+                "deliveries": [_shown(reading) for reading in readings],
+                "missing_columns": sorted(work.drift.missing),
+                "extra_columns": sorted(work.drift.extra),
+            },
+        )
+
+
+def _shown(reading: export.Reading) -> Mapping[str, Any]:
+    delivery = reading.delivery
+    return {
+        "export": delivery.export,
+        "period": f"{delivery.start}/{delivery.end}",
+        "run": delivery.run,
+        "written": delivery.manifest.modified.isoformat(),
+        "manifest": (delivery.manifest.etag or "").strip('"'),
+        "files": len(delivery.parts),
+        "days": (reading.last - reading.first).days + 1,
+    }
+
+
+async def _readings(store: Store, source: Source, request: ExtractRequest) -> Sequence[export.Reading]:
+    objects = {item.path: item for item in await store.objects(source.prefix or "")}
+    every = export.manifests(objects.values(), source.export_name, request.start_date, request.end_date)
+    if not every:
+        raise errors.FailedPrecondition(
+            "SOURCE_NOT_FOUND",
+            f"No export has a manifest for these days in bucket {source.bucket}"
+            + (f", under {source.prefix}" if source.prefix else "")
+            + (f", by the name {source.export_name}" if source.export_name else "")
+            + ": give source.prefix and source.export_name as the export has them.",
+        )
+    found = []
+    for item in every:
+        text = await store.read(item.manifest.path, etag=item.manifest.etag)
+        found.append(export.delivery(item, text, source.bucket, objects, datetime.now(UTC)))
+    focus = request.dataset != "cost_and_usage_report"
+    return export.readings(found, focus=focus, first=request.start_date, last=request.end_date)
+
+
+# ------------------------------------------------------------------------------------------------- rows
+
+
+@dataclass
+class _Work:
+    """What the files of a run share."""
+
+    layout: rows.Layout
+    request: ExtractRequest
+    totals: rows.Totals = field(default_factory=rows.Totals)
+    drift: rows.Drift = field(default_factory=rows.Drift)
+    files: list[Path] = field(default_factory=list)
+    rows: int = 0
+    bytes: int = 0
+
+
+async def _read(store: Store, reading: export.Reading, work: _Work, engine: duckdb.DuckDBPyConnection) -> None:
+    delivery = reading.delivery
+    window = rows.Window(delivery.start, delivery.end, reading.first, reading.last)
+    for part in delivery.parts:
+        path = work.request.directory / f"part{_suffix(part)}"
+        await store.fetch(part.path, path, etag=part.etag, size=part.size)
+        await in_thread(_decode, path, part, delivery, window, work, engine, interrupt=engine.interrupt)
+        await asyncio.to_thread(path.unlink)
+        work.request.report(work.rows, work.bytes)
+    # Written anew while it was read: other files than those of this manifest may have been among them.
+    await store.read(delivery.manifest.path, etag=delivery.manifest.etag)
+
+
+def _suffix(part: Listed) -> str:
+    name = part.path.lower()
+    return ".parquet" if name.endswith(".parquet") else ".csv.gz" if name.endswith(".gz") else ".csv"
+
+
+def _decode(
+    stop: threading.Event,
+    path: Path,
+    part: Listed,
+    delivery: export.Delivery,
+    window: rows.Window,
+    work: _Work,
+    engine: duckdb.DuckDBPyConnection,
+) -> None:
+    """Decodes one file into one of ours and sums it by another reader."""
+    name = part.path.rpartition("/")[2]
+    target = work.request.directory / f"rows-{len(work.files)}.parquet"
+    try:
+        columns = rows.header(path)
+        made = rows.plan(work.layout, columns, name)
+        # First: Arrow notices an end that is missing, which DuckDB takes for the end.
+        work.totals.add(path, made, work.layout, window)
+        if stop.is_set():
+            raise errors.Unavailable("SOURCE_READ_STOPPED", "The read was stopped.")
+        count = rows.convert(engine, path, made, work.layout, window, target)
+    except duckdb.InterruptException:
+        raise errors.Unavailable("SOURCE_READ_STOPPED", "The read was stopped.") from None
+    except (duckdb.ConversionException, pa.ArrowInvalid) as exc:
+        if _is_damage(exc):
+            raise _damaged(name, delivery) from exc
+        raise errors.FailedPrecondition(
+            "SOURCE_VALUE_INVALID",
+            f"File {name} has a value in {work.layout.start}, {work.layout.cost} or another date that cannot be read.",
+        ) from exc
+    except (duckdb.Error, pa.ArrowException, EOFError, gzip.BadGzipFile, zlib.error, csv.Error, OSError) as exc:
+        raise _damaged(name, delivery) from exc
+    except UnicodeDecodeError as exc:
+        raise _damaged(name, delivery) from exc
+    work.drift.extra |= set(made.extra)
+    work.drift.missing |= {
+        column.name
+        for column in work.layout.schema
+        if column.name not in made.own and column.name not in (*work.layout.json, *_OURS)
+    }
+    if count:
+        work.files.append(target)
+        work.rows += count
+        work.bytes += target.stat().st_size
+
+
+_OURS = ("usage_date", "billing_period", rows.EXTRA)
+
+
+def _is_damage(exc: Exception) -> bool:
+    text = str(exc)
+    return isinstance(exc, pa.ArrowInvalid) and ("Parquet" in text or "CSV" in text)
+
+
+def _damaged(name: str, delivery: export.Delivery) -> errors.FailedPrecondition:
+    return errors.FailedPrecondition(
+        "SOURCE_FILE_DAMAGED",
+        f"File {name} of export {delivery.export} cannot be read to its end: it is truncated or damaged. Its next "
+        "refresh replaces it.",
+    )
+
+
+def _reason(kind: str, message: str) -> str:
+    match kind:
+        case "missing":
+            return "is required."
+        case "extra_forbidden":
+            return "is no field of an AWS source."
+        case "string_pattern_mismatch":
+            return "is not a name of its kind."
+    return f"is not valid: {message}."
