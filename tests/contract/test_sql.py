@@ -190,3 +190,11 @@ def test_table_names_are_unique_and_every_column_type_is_known() -> None:
 
     for schema in schemas:
         check(schema.fields)
+
+
+def test_the_audit_trail_is_only_added_to() -> None:
+    touching = {name: parts(path)[1] for name, path in BY_NAME.items() if "audit_log" in parts(path)[1]}
+    writing = {name for name, body in touching.items() if re.search(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", body)}
+    assert len(writing) == 1 and len(touching) > 1, touching.keys()
+    for body in touching.values():
+        assert not re.search(r"\b(?:UPDATE|DELETE|MERGE|TRUNCATE|DROP|ALTER)\b", body, re.IGNORECASE)

@@ -1,6 +1,7 @@
 """Secrets put through success, refusal, failure, timeout and traceback of a whole stack are found nowhere again.
 
-Looked for in what clients are told, every log, every row of the platform's and the tenant's datasets, and the metrics.
+Looked for in what clients are told, every log, every row of the platform's and the tenant's datasets, the metrics, and
+what BigQuery keeps of every statement.
 The provider is a stand-in that refuses, breaks, hangs or hangs up, and always says back what it was sent.
 """
 
@@ -168,6 +169,9 @@ def test_a_secret_is_found_nowhere_again(stack: Stack, provider: str) -> None:
         for table in stack.bigquery().list_tables(dataset):
             rows = stack.rows(f"SELECT * FROM `{table.table_id}`", dataset=dataset)
             places[f"{dataset}.{table.table_id}"] = json.dumps(rows, default=str)
+    # What BigQuery keeps of each statement: its text, its parameters, its labels.
+    places["jobs"] = repr([job._properties for job in stack.bigquery().list_jobs(max_results=2_000)])
+    assert "tenant_cloud_credentials" in places["jobs"]
     assert "Traceback" in places["credential.log"] and len(birds) > 15 and len(places) > 15
     for place, text in places.items():
         assert [secret for secret in birds if secret in text] == [], place
