@@ -171,7 +171,8 @@ class Credentials:
 
         A secret that the provider definitely refuses is not stored and what was there stays in force
         (``FailedPrecondition(CREDENTIAL_REFUSED)``); one that nobody can judge now is stored as PENDING. So is an AWS
-        role whose trust policy does not name the external id yet, because the answer is what tells it.
+        role whose trust policy does not name the external id yet, because the answer is what tells it; one that lets us
+        in without it is refused, and the refusal tells it.
         """
         name = name or DEFAULT_NAME
         cid = credential_id(tenant_id, draft.provider, name)
@@ -180,7 +181,7 @@ class Credentials:
             self._tenants.ensure_dataset(tenant_id, draft.provider),
         )
         if verdict.status is Status.INVALID:
-            if draft.kind is not Kind.ROLE:
+            if draft.kind is not Kind.ROLE or verdict.final:
                 await self._tell("credential.create", tenant_id, cid, "DENIED", "CREDENTIAL_REFUSED")
                 raise _refused(verdict)
             verdict = _not_yet(verdict)
@@ -311,9 +312,8 @@ class Credentials:
     async def _open_and_ask(self, row: Credential, source: Mapping[str, str]) -> Verdict:
         with await self._open(row, purpose="validate") as secret:
             verdict = await self._ask(row.provider, row.current.kind, secret, source, row.credential_id)
-        if verdict.status is Status.INVALID and row.current.kind is Kind.ROLE and not row.current.worked:
-            return _not_yet(verdict)
-        return verdict
+        waiting = row.current.kind is Kind.ROLE and not row.current.worked and not verdict.final
+        return _not_yet(verdict) if verdict.status is Status.INVALID and waiting else verdict
 
     async def _open(self, row: Credential, **purpose: str) -> Secret:
         details = {**purpose, "secret_version": str(row.current.number)}

@@ -177,12 +177,13 @@ def credential_id(tenant_id: str, provider: Provider, name: str) -> str:
 class Verdict:
     """What a provider said: VALID, INVALID (a definite refusal), or PENDING (nobody can tell now), and why.
 
-    ``asked`` is False where nobody knows how to ask.
+    ``asked`` is False where nobody knows how to ask; ``final`` marks a refusal that no patience mends.
     """
 
     status: Status
     reason: str = ""
     asked: bool = True
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

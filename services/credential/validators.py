@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -151,21 +152,43 @@ def _assume(role_arn: str, source: Mapping[str, str], external_id: str) -> Verdi
         ),
     )
     try:
-        sts.assume_role(
-            RoleArn=role_arn, RoleSessionName="convergence-check", ExternalId=external_id, DurationSeconds=900
-        )
-        return _WORKS
+        _session(sts, role_arn, external_id)
+        # A stand-in judges no trust policy.
+        return _WORKS if stand_in else _closed(sts, role_arn, external_id)
     except ClientError as refused:
-        if refused.response.get("Error", {}).get("Code") == "AccessDenied":
+        if _denied(refused):
             return Verdict(
                 Status.INVALID,
-                "AWS does not let us assume the role: its trust policy must name us and this external id.",
+                f"AWS does not let us assume the role: its trust policy must name us and external id {external_id}.",
             )
         return Verdict(Status.PENDING, "AWS did not answer; it will be asked again.")
     except BotoCoreError:
         return Verdict(Status.PENDING, "AWS could not be asked; it will be asked again.")
     finally:
         sts.close()
+
+
+def _closed(sts: Any, role_arn: str, external_id: str) -> Verdict:
+    """Whether the role asks for its external id; if not, any tenant who knows its name could have us assume it."""
+    try:
+        _session(sts, role_arn, uuid.uuid4().hex)
+    except ClientError as refused:
+        if _denied(refused):
+            return _WORKS
+        raise
+    return Verdict(
+        Status.INVALID,
+        f"AWS lets us assume the role with any external id: its trust policy must require {external_id}.",
+        final=True,
+    )
+
+
+def _session(sts: Any, role_arn: str, external_id: str) -> None:
+    sts.assume_role(RoleArn=role_arn, RoleSessionName="convergence-check", ExternalId=external_id, DurationSeconds=900)
+
+
+def _denied(refused: ClientError) -> bool:
+    return bool(refused.response.get("Error", {}).get("Code") == "AccessDenied")
 
 
 def _ask_azure(kind: Kind, fields: Mapping[str, str], source: Mapping[str, str], _external_id: str) -> Verdict:

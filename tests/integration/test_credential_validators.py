@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl
 
 import pytest
+from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from services.credential import validators as module
@@ -161,6 +162,45 @@ async def test_an_aws_role_that_trusts_us_works(caplog):
         server.stop()
     assert verdict == Verdict(Status.VALID)
     assert "SessionToken" not in caplog.text and "SecretAccessKey" not in caplog.text
+
+
+class Sts:
+    """A client of STS that has the platform's identity, and a role's trust policy: the external ids it takes."""
+
+    def __init__(self, takes) -> None:
+        self._takes = takes
+        self.closed = False
+
+    def client(self, name, **_options):
+        assert name == "sts"
+        return self
+
+    def assume_role(self, *, ExternalId, **_role):
+        code = self._takes(ExternalId)
+        if code:
+            raise ClientError({"Error": {"Code": code, "Message": "canary"}}, "AssumeRole")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    "takes, expected, final",
+    [
+        (lambda given: "" if given == "issued-by-us" else "AccessDenied", Status.VALID, False),
+        (lambda given: "", Status.INVALID, True),
+        (lambda given: "AccessDenied", Status.INVALID, False),
+        (lambda given: "" if given == "issued-by-us" else "Throttling", Status.PENDING, False),
+    ],
+    ids=["asks for ours", "asks for none", "asks for another", "nobody can tell"],
+)
+async def test_a_role_that_any_tenant_could_have_us_assume_is_refused(monkeypatch, takes, expected, final):
+    sts = Sts(takes)
+    monkeypatch.setattr(module.boto3, "Session", lambda *_: sts)
+    verdict = await ask(Provider.AWS, Kind.ROLE, ROLE, {}, external_id="issued-by-us")
+    assert (verdict.status, verdict.final, verdict.asked) == (expected, final, True)
+    assert ("issued-by-us" in verdict.reason) == (expected is Status.INVALID) and "canary" not in verdict.reason
+    assert sts.closed
 
 
 async def test_without_an_identity_of_ours_no_role_is_judged(monkeypatch):

@@ -188,6 +188,18 @@ async def test_a_role_that_does_not_trust_us_yet_is_told_its_external_id(world):
     assert (await world.post(GLOBEX, provider=Provider.AWS, kind=Kind.ROLE)).credential.external_id != row.external_id
 
 
+async def test_a_role_that_lets_us_in_without_its_external_id_is_refused(world):
+    open_to_all = Verdict(Status.INVALID, "It takes any external id.", final=True)
+    world.amazon.verdict = open_to_all
+    with pytest.raises(errors.FailedPrecondition) as refused:
+        await world.post(provider=Provider.AWS, kind=Kind.ROLE)
+    assert refused.value.reason == "CREDENTIAL_REFUSED" and not world.store.table.rows
+    world.amazon.verdict = DOWN
+    row = (await world.post(provider=Provider.AWS, kind=Kind.ROLE)).credential
+    world.amazon.verdict = open_to_all
+    assert (await world.credentials.validate(ACME, row.credential_id)).status is Status.INVALID
+
+
 async def test_a_missing_tenant_is_told_before_anything_is_stored(world):
     world.tenants.failure = errors.NotFound("TENANT_NOT_FOUND", "Tenant not found.")
     with pytest.raises(errors.NotFound):

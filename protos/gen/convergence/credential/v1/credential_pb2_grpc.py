@@ -77,8 +77,9 @@ class CredentialServiceServicer:
 
         The provider is asked first. What it accepts is stored as VALID; what it cannot be asked about now (it is down, or a
         role does not trust us yet) as PENDING. What it definitely refuses is not stored, and a version that is there stays in
-        force. Errors: INVALID_ARGUMENT names every missing and unknown field; FAILED_PRECONDITION (CREDENTIAL_REFUSED) says
-        why the provider refused; NOT_FOUND and FAILED_PRECONDITION for a tenant that is missing or leaving.
+        force. An AWS role that can be assumed with any external id is refused too. Errors: INVALID_ARGUMENT names every missing and
+        unknown field; FAILED_PRECONDITION (CREDENTIAL_REFUSED) says why the provider refused; NOT_FOUND and
+        FAILED_PRECONDITION for a tenant that is missing or leaving.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
