@@ -1,8 +1,9 @@
 """Pipeline templates: every ``pipelines/{provider}/{domain}/{template}.yaml``, read and checked once at start.
 
 A template is text: its folder and file name are its identity, its steps name types of the table in ``steps`` and
-``.sql`` files beside it. Whatever is wrong with one stops the process at start with the file and the field, so that
-a loaded ``Pipeline`` needs no further checks. Requests only look names up in a dict: no path is ever built of them.
+``.sql`` files beside it, or in ``pipelines/shared``, where lies what templates of several providers have in common.
+Whatever is wrong with one stops the process at start with the file and the field, so that a loaded ``Pipeline`` needs
+no further checks. Requests only look names up in a dict: no path is ever built of them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from libs import tables
 from libs.errors import FieldViolation, InvalidArgument, NotFound
 from services.pipeline_executor.providers import EXTRACTORS
 from services.pipeline_executor.steps import STEPS
-from services.pipeline_executor.steps.step import PACKAGE, StepConfig
+from services.pipeline_executor.steps.step import PACKAGE, PIPELINES, StepConfig
 
-FOLDER = "pipelines"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
 _SOURCE = "source"
 
@@ -127,7 +127,7 @@ class Templates:
     def load(cls, package: str = PACKAGE) -> Templates:
         """Reads every template of the package; ``TemplateInvalid`` lists all that is wrong with all of them."""
         pipelines, faults = [], []
-        for path, entry in _files(importlib.resources.files(package).joinpath(FOLDER)):
+        for path, entry in _files(importlib.resources.files(package).joinpath(PIPELINES)):
             try:
                 pipelines.append(parse(path, entry.read_text("utf-8")))
             except TemplateInvalid as exc:
@@ -212,7 +212,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 def parse(path: str, text: str) -> Pipeline:
     """Reads one template; ``path`` (``gcp/cost/billing.yaml``) is its identity and where its SQL is looked for."""
-    where = f"{FOLDER}/{path}"
+    where = f"{PIPELINES}/{path}"
     names = path.removesuffix(".yaml").split("/")
     if not path.endswith(".yaml") or len(names) != 3 or not all(_NAME.fullmatch(name) for name in names):
         raise TemplateInvalid(f"{where}: must be {{provider}}/{{domain}}/{{template}}.yaml in lower-case snake names")
@@ -230,7 +230,8 @@ def parse(path: str, text: str) -> Pipeline:
     unknown = set(body.tables) - {schema.name for schema in tables.of_provider(provider)}
     if unknown:
         raise TemplateInvalid(f"{where}: tables: no schema in libs/tables/{provider} or focus for {sorted(unknown)}")
-    steps = tuple(_step(where, f"{FOLDER}/{provider}/{domain}", index, step) for index, step in enumerate(body.steps))
+    folder = f"{PIPELINES}/{provider}/{domain}"
+    steps = tuple(_step(where, folder, index, step) for index, step in enumerate(body.steps))
     _check_graph(where, steps)
     return Pipeline(
         provider=provider,

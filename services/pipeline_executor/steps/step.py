@@ -20,17 +20,23 @@ from services.pipeline_executor.run_context import RunContext
 from services.pipeline_executor.steps.staging import Staging
 
 PACKAGE = "services.pipeline_executor"
+PIPELINES = "pipelines"
+_SHARED = "shared/"
 
 
 def _load_sql(value: object, info: ValidationInfo) -> Sql:
-    """Reads the file beside the template that names it; ``context["folder"]`` is the template's folder."""
-    if not isinstance(value, str) or not value.endswith(".sql") or not value.removesuffix(".sql").isidentifier():
-        raise ValueError("must be the name of a .sql file beside the template")
-    folder = (info.context or {}).get("folder", "")
+    """Reads the file that a template names: one beside it, or ``shared/…``, which templates of all providers may name.
+
+    ``context["folder"]`` is the template's folder.
+    """
+    name = value.removeprefix(_SHARED) if isinstance(value, str) else ""
+    if not name.endswith(".sql") or not name.removesuffix(".sql").isidentifier():
+        raise ValueError("must be the name of a .sql file beside the template, or shared/ and one of pipelines/shared")
+    folder = (info.context or {}).get("folder", "") if name == value else f"{PIPELINES}/shared"
     try:
-        return Sql.load(PACKAGE, f"{folder}/{value}")
+        return Sql.load(PACKAGE, f"{folder}/{name}")
     except FileNotFoundError:
-        raise ValueError(f"there is no file {folder}/{value}") from None
+        raise ValueError(f"there is no file {folder}/{name}") from None
 
 
 type SqlFile = Annotated[Sql, PlainValidator(_load_sql)]

@@ -139,6 +139,16 @@ PUBLISH = {"sql": "publish.sql", "table": "transform", "extraction": "extract"}
         ),
         (
             2,
+            {"config": {**TRANSFORM, "sql": "shared/no.sql"}},
+            "config.sql: Value error, there is no file pipelines/shared/no",
+        ),
+        (
+            2,
+            {"config": {**TRANSFORM, "sql": "shared/../x.sql"}},
+            "config.sql: Value error, must be the name of a .sql file",
+        ),
+        (
+            2,
             {"config": {**TRANSFORM, "sql": "../cost/x.sql"}},
             "config.sql: Value error, must be the name of a .sql file",
         ),
