@@ -73,6 +73,10 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
             tables_created=done.tables_created,
         )
 
+    async def GetCaller(self, request: pb.GetCallerRequest, context: Context) -> pb.Caller:
+        who = caller.current()
+        return pb.Caller(tenant_id=who.tenant_id, role=who.role.value if who.role else "", api_key_id=who.key_id)
+
     async def ListTenants(self, request: pb.ListTenantsRequest, context: Context) -> pb.ListTenantsResponse:
         state = TenantState(pb.Tenant.State.Name(request.state)) if request.state else None
         plan = Plan(pb.Tenant.Plan.Name(request.subscription_plan)) if request.subscription_plan else None

@@ -38,6 +38,7 @@ T, C = "/api/v1/tenants/{tenant_id}", "/api/v1/scheduler/customer/{tenant_id}"
 R, S = "/api/v1/pipelines/runs/{tenant_id}", "/api/v1/scheduler"
 SURFACE = {
     "POST /api/v1/tenants/onboard",
+    "GET /api/v1/whoami",
     "GET /api/v1/tenants",
     *(f"{verb} {T}" for verb in ("GET", "PATCH", "DELETE")),
     f"POST {T}:suspend",

@@ -236,6 +236,14 @@ def test_grants_are_renewed_settled_and_listed(wire: Wire) -> None:
     assert not usage.concurrent.HasField("reset_time")
 
 
+def test_a_caller_hears_who_it_is(wire: Wire) -> None:
+    runner = Caller(Role.RUNNER, "acme", "key_1")
+    for caller, said in ((ADMIN, ("", "PLATFORM_ADMIN", "admin")), (runner, ("acme", "RUNNER", "key_1"))):
+        answer = wire.ok("TenantService", "GetCaller", pb.GetCallerRequest(), caller)
+        assert isinstance(answer, pb.Caller)
+        assert (answer.tenant_id, answer.role, answer.api_key_id) == said
+
+
 def test_authentication_for_the_other_contexts(wire: Wire) -> None:
     made = onboard(wire)
     asyncio.run(wire.process.ring.refresh())

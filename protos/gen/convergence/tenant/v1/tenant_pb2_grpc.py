@@ -40,6 +40,11 @@ class TenantServiceStub:
                 request_serializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.OnboardTenantRequest.SerializeToString,
                 response_deserializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.OnboardTenantResponse.FromString,
                 _registered_method=True)
+        self.GetCaller = channel.unary_unary(
+                '/convergence.tenant.v1.TenantService/GetCaller',
+                request_serializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.GetCallerRequest.SerializeToString,
+                response_deserializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.Caller.FromString,
+                _registered_method=True)
         self.ListTenants = channel.unary_unary(
                 '/convergence.tenant.v1.TenantService/ListTenants',
                 request_serializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.ListTenantsRequest.SerializeToString,
@@ -111,6 +116,13 @@ class TenantServiceServicer:
 
         The key is in the answer and nowhere else. Errors: ALREADY_EXISTS for a tenant that is there, ABORTED while
         another call onboards the same id (retry after a minute at most), INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCaller(self, request, context):
+        """Says whose key the call came with: what a command line or a page asks first, to know for which tenant it speaks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,6 +222,11 @@ def add_TenantServiceServicer_to_server(servicer, server):
                     request_deserializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.OnboardTenantRequest.FromString,
                     response_serializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.OnboardTenantResponse.SerializeToString,
             ),
+            'GetCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCaller,
+                    request_deserializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.GetCallerRequest.FromString,
+                    response_serializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.Caller.SerializeToString,
+            ),
             'ListTenants': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTenants,
                     request_deserializer=convergence_dot_tenant_dot_v1_dot_tenant__pb2.ListTenantsRequest.FromString,
@@ -299,6 +316,33 @@ class TenantService:
             '/convergence.tenant.v1.TenantService/OnboardTenant',
             convergence_dot_tenant_dot_v1_dot_tenant__pb2.OnboardTenantRequest.SerializeToString,
             convergence_dot_tenant_dot_v1_dot_tenant__pb2.OnboardTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/convergence.tenant.v1.TenantService/GetCaller',
+            convergence_dot_tenant_dot_v1_dot_tenant__pb2.GetCallerRequest.SerializeToString,
+            convergence_dot_tenant_dot_v1_dot_tenant__pb2.Caller.FromString,
             options,
             channel_credentials,
             insecure,

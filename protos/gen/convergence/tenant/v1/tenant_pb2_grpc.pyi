@@ -22,6 +22,8 @@ class TenantServiceStub:
     The key is in the answer and nowhere else. Errors: ALREADY_EXISTS for a tenant that is there, ABORTED while
     another call onboards the same id (retry after a minute at most), INVALID_ARGUMENT.
     """
+    GetCaller: _aio.UnaryUnaryMultiCallable[_tenant_pb2.GetCallerRequest, _tenant_pb2.Caller]
+    """Says whose key the call came with: what a command line or a page asks first, to know for which tenant it speaks."""
     ListTenants: _aio.UnaryUnaryMultiCallable[_tenant_pb2.ListTenantsRequest, _tenant_pb2.ListTenantsResponse]
     """Lists all tenants, by id. Platform admin only."""
     GetTenant: _aio.UnaryUnaryMultiCallable[_tenant_pb2.GetTenantRequest, _tenant_pb2.Tenant]
@@ -65,6 +67,14 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         The key is in the answer and nowhere else. Errors: ALREADY_EXISTS for a tenant that is there, ABORTED while
         another call onboards the same id (retry after a minute at most), INVALID_ARGUMENT.
         """
+
+    @_abc_1.abstractmethod
+    def GetCaller(
+        self,
+        request: _tenant_pb2.GetCallerRequest,
+        context: _aio.ServicerContext[_tenant_pb2.GetCallerRequest, _abc.Awaitable[_tenant_pb2.Caller]],
+    ) -> _abc.Awaitable[_tenant_pb2.Caller]:
+        """Says whose key the call came with: what a command line or a page asks first, to know for which tenant it speaks."""
 
     @_abc_1.abstractmethod
     def ListTenants(
