@@ -196,7 +196,9 @@ class Execution:
             if isinstance(found, BaseException):
                 raise found
         assert isinstance(source, Mapping)
-        return check_source(pipeline.provider, {**source, **self.launch.spec.parameters.get("source", {})})
+        return check_source(
+            pipeline.provider, pipeline.datasets, {**source, **self.launch.spec.parameters.get("source", {})}
+        )
 
     async def _reserve(self) -> Grant | None:
         try:

@@ -24,6 +24,7 @@ from libs import tables
 from libs.errors import FieldViolation, InvalidArgument, NotFound
 from services.pipeline_executor.providers import EXTRACTORS
 from services.pipeline_executor.steps import STEPS
+from services.pipeline_executor.steps.extract import ExtractConfig
 from services.pipeline_executor.steps.step import PACKAGE, PIPELINES, StepConfig
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
@@ -84,6 +85,11 @@ class Pipeline:
     def id(self) -> str:
         """``provider/domain/template``."""
         return f"{self.provider}/{self.domain}/{self.template}"
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """What it reads, in the provider's own words."""
+        return tuple(step.config.dataset for step in self.steps if isinstance(step.config, ExtractConfig))
 
     def check_parameters(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """The declared parameters with defaults filled in; ``source`` is allowed always and checked by the provider.
@@ -233,7 +239,7 @@ def parse(path: str, text: str) -> Pipeline:
     folder = f"{PIPELINES}/{provider}/{domain}"
     steps = tuple(_step(where, folder, index, step) for index, step in enumerate(body.steps))
     _check_graph(where, steps)
-    return Pipeline(
+    pipeline = Pipeline(
         provider=provider,
         domain=domain,
         template=template,
@@ -244,6 +250,9 @@ def parse(path: str, text: str) -> Pipeline:
         parameters=tuple(_parameter(where, index, item) for index, item in enumerate(body.parameters)),
         steps=steps,
     )
+    if foreign := sorted(set(pipeline.datasets) - set(EXTRACTORS[provider])):
+        raise TemplateInvalid(f"{where}: steps: {provider} has no data set {foreign}")
+    return pipeline
 
 
 def _step(where: str, folder: str, index: int, text: _StepText) -> PipelineStep:

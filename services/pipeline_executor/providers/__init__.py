@@ -1,8 +1,8 @@
-"""The providers that can be read: this table is the only place that knows them all."""
+"""The providers that can be read, and each one's data sets: this table is the only place that knows them all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from libs.errors import FieldViolation, InvalidArgument
@@ -10,18 +10,24 @@ from services.pipeline_executor.providers.aws import AwsExtractor
 from services.pipeline_executor.providers.azure import AzureExtractor
 from services.pipeline_executor.providers.extraction import Extractor
 from services.pipeline_executor.providers.gcp import GcpExtractor
+from services.pipeline_executor.providers.source import check
 
-EXTRACTORS: Mapping[str, Extractor] = {
-    "aws": AwsExtractor(),
-    "azure": AzureExtractor(),
-    "gcp": GcpExtractor(),
+EXTRACTORS: Mapping[str, Mapping[str, Extractor]] = {
+    "aws": {"cost_and_usage_report": AwsExtractor()},
+    "azure": {"cost_export": AzureExtractor()},
+    "gcp": {"billing_export": GcpExtractor()},
 }
 
 
-def check_source(provider: str, source: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where a provider's data lie, with its fields checked; ``InvalidArgument(SOURCE_INVALID)`` names each bad one."""
-    extractor = EXTRACTORS.get(provider.lower())
-    if extractor is None:
+def check_source(provider: str, datasets: Collection[str], source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What these data sets of a provider take of a source, its fields checked (``source.check``)."""
+    extractors = EXTRACTORS.get(provider.lower())
+    if extractors is None:
         violation = FieldViolation("provider", f"must be one of {', '.join(sorted(EXTRACTORS))}.")
         raise InvalidArgument("PROVIDER_UNKNOWN", "This provider cannot be read.", field_violations=[violation])
-    return extractor.check_source(source)
+    return check(
+        provider.lower(),
+        [extractors[name].source for name in datasets],
+        [extractor.source for extractor in extractors.values()],
+        source,
+    )

@@ -21,24 +21,23 @@ from typing import Any, ClassVar
 
 import duckdb
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from libs import errors
-from libs.errors import FieldViolation
 from services.pipeline_executor.providers import aws_export as export
 from services.pipeline_executor.providers import aws_rows as rows
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.object_store import Listed, S3Bucket, Store, open_store
+from services.pipeline_executor.providers.source import SourceModel
+from services.pipeline_executor.providers.source import read as read_source
 from services.pipeline_executor.providers.worker import in_thread
 from services.pipeline_executor.run_context import Secret
 
 _LAYOUTS = {"cost_and_usage_report": rows.report_layout}
 
 
-class Source(BaseModel):
+class Source(SourceModel):
     """Where the exports lie. ``endpoint_url`` is for a stand-in on one machine, and refused everywhere else."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]$")
     prefix: str | None = Field(default=None, pattern=r"^[\x20-\x7e]{1,1024}$")
@@ -50,23 +49,12 @@ class Source(BaseModel):
 class AwsExtractor:
     """Extracts ``cost_and_usage_report``: legacy and 2.0, gzip CSV and parquet, whatever their set of columns."""
 
-    datasets: ClassVar[frozenset[str]] = frozenset(_LAYOUTS)
-
-    def check_source(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The source's fields checked; ``InvalidArgument(SOURCE_INVALID)`` names each bad one."""
-        try:
-            return Source.model_validate(dict(source)).model_dump(exclude_none=True)
-        except ValidationError as exc:
-            bad = [
-                FieldViolation(".".join(("source", *map(str, item["loc"]))), _reason(item["type"], item["msg"]))
-                for item in exc.errors(include_input=False, include_url=False)
-            ]
-        text = "; ".join(f"{violation.field} {violation.description}" for violation in bad)
-        raise errors.InvalidArgument("SOURCE_INVALID", f"The source is not usable: {text}", field_violations=bad)
+    source: ClassVar[type[SourceModel]] = Source
+    resumes: ClassVar[bool] = False
 
     async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
         """Finds the deliveries and reads the rows of the days, a parquet file for each of theirs."""
-        source = Source.model_validate(dict(request.source))
+        source = read_source(Source, request.source)
         store = await open_store(S3Bucket(source.bucket, source.region, source.endpoint_url), secret, request.endpoints)
         started = datetime.now(UTC)
         readings = await _readings(store, source, request)
@@ -218,14 +206,3 @@ def _damaged(name: str, delivery: export.Delivery) -> errors.FailedPrecondition:
         f"File {name} of export {delivery.export} cannot be read to its end: it is truncated or damaged. Its next "
         "refresh replaces it.",
     )
-
-
-def _reason(kind: str, message: str) -> str:
-    match kind:
-        case "missing":
-            return "is required."
-        case "extra_forbidden":
-            return "is no field of an AWS source."
-        case "string_pattern_mismatch":
-            return "is not a name of its kind."
-    return f"is not valid: {message}."

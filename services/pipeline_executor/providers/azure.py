@@ -27,14 +27,15 @@ from typing import IO, Any, ClassVar
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from libs import errors
-from libs.errors import FieldViolation
 from services.pipeline_executor.providers import azure_export as export
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.object_store import AzureContainer, Store, open_store
 from services.pipeline_executor.providers.parquet import ParquetFile
+from services.pipeline_executor.providers.source import SourceModel
+from services.pipeline_executor.providers.source import read as read_source
 from services.pipeline_executor.providers.worker import in_thread
 from services.pipeline_executor.run_context import Secret
 
@@ -44,10 +45,8 @@ _DIGITS = 76
 _VIEWS: Mapping[str, tuple[str, ...]] = {"cost_export": (export.ACTUAL, export.AMORTIZED)}
 
 
-class Source(BaseModel):
+class Source(SourceModel):
     """Where the exports lie. ``endpoint_url`` is for a stand-in on one machine, and refused everywhere else."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     storage_account: str = Field(pattern=r"^[a-z0-9]{3,24}$")
     container: str = Field(pattern=r"^(?:\$root|[a-z0-9](?:-?[a-z0-9]){2,62})$")
@@ -59,23 +58,12 @@ class Source(BaseModel):
 class AzureExtractor:
     """Extracts ``cost_export``: actual and amortized cost exports, EA and MCA, CSV, CSV.gz and parquet."""
 
-    datasets: ClassVar[frozenset[str]] = frozenset(_VIEWS)
-
-    def check_source(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The source's fields checked; ``InvalidArgument(SOURCE_INVALID)`` names each bad one."""
-        try:
-            return Source.model_validate(dict(source)).model_dump(exclude_none=True)
-        except ValidationError as exc:
-            bad = [
-                FieldViolation(".".join(("source", *map(str, item["loc"]))), _reason(item["type"], item["msg"]))
-                for item in exc.errors(include_input=False, include_url=False)
-            ]
-        text = "; ".join(f"{violation.field} {violation.description}" for violation in bad)
-        raise errors.InvalidArgument("SOURCE_INVALID", f"The source is not usable: {text}", field_violations=bad)
+    source: ClassVar[type[SourceModel]] = Source
+    resumes: ClassVar[bool] = False
 
     async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
         """Finds the deliveries and reads the rows of the days into one parquet file; the sums are found beside it."""
-        source = Source.model_validate(dict(request.source))
+        source = read_source(Source, request.source)
         place = AzureContainer(source.storage_account, source.container, source.endpoint_url)
         store = await open_store(place, secret, request.endpoints)
         started = datetime.now(UTC)
@@ -304,14 +292,3 @@ def _cells(path: Path, part: export.Part, layout: export.Layout) -> Iterator[tup
 
 def _plan(layout: export.Layout, names: Sequence[str], part: export.Part) -> export.Plan:
     return export.plan(layout, names, _name(part))
-
-
-def _reason(kind: str, message: str) -> str:
-    match kind:
-        case "missing":
-            return "is required."
-        case "extra_forbidden":
-            return "is no field of an Azure source."
-        case "string_pattern_mismatch":
-            return "is not a name of its kind."
-    return f"is not valid: {message}."

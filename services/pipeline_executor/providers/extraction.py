@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from google.cloud.bigquery import SchemaField
 
+from services.pipeline_executor.providers.source import SourceModel
 from services.pipeline_executor.run_context import Secret, SourceEndpoints
 
 
@@ -22,6 +23,7 @@ from services.pipeline_executor.run_context import Secret, SourceEndpoints
 class ExtractRequest:
     """Which data set of the provider, for which UTC days (inclusive), from where, into which directory.
 
+    ``parameters`` are the template's, checked.
     ``report(rows, bytes)`` takes the progress so far; it is called on the event loop.
     """
 
@@ -29,6 +31,7 @@ class ExtractRequest:
     start_date: date
     end_date: date
     source: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     directory: Path
     platform_project: str
     endpoints: SourceEndpoints
@@ -53,13 +56,13 @@ class Extraction:
 
 
 class Extractor(Protocol):
-    """One provider's reader. Without state; may serve many runs at once."""
+    """The reader of a data set. Without state; may serve many runs at once.
 
-    datasets: ClassVar[frozenset[str]]
+    One that ``resumes`` finds its directory as its last try left it, and goes on from there; others find it empty.
+    """
 
-    def check_source(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The source with its fields checked; ``InvalidArgument(SOURCE_INVALID)`` names each bad one."""
-        ...
+    source: ClassVar[type[SourceModel]]
+    resumes: ClassVar[bool]
 
     async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
         """Reads the days into files; when cancelled, all its threads have ended before it returns.

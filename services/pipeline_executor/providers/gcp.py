@@ -34,14 +34,15 @@ from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import BigQueryReadClient, types
 from google.cloud.bigquery_storage_v1.services.big_query_read.transports import BigQueryReadGrpcTransport
 from google.oauth2 import service_account
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
 from libs import errors
 from libs.bigquery import Sql, TableRef, Warehouse, build_client
-from libs.errors import FieldViolation
 from services.pipeline_executor.providers import gcp_export
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.parquet import ParquetFile, conform_batch
+from services.pipeline_executor.providers.source import SourceModel, required
+from services.pipeline_executor.providers.source import read as read_source
 from services.pipeline_executor.run_context import Secret
 
 _PACKAGE = "services.pipeline_executor.providers"
@@ -64,15 +65,19 @@ _NOT_A_NUMBER = re.compile(r"numeric|decimal|could not cast|out of range|overflo
 _PROJECT = r"^(?:[a-z0-9.-]{1,60}:)?[a-z][a-z0-9-]{4,61}[a-z0-9]$"
 
 
-class Source(BaseModel):
+class Source(SourceModel):
     """Where the billing export lies; all of it may be left out where the key's project holds exactly one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     project_id: str | None = Field(default=None, pattern=_PROJECT)
     dataset_id: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,1023}$")
     table_id: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,1023}$")
     location: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9-]{1,40}$")
+
+    @model_validator(mode="after")
+    def _a_table_is_in_a_dataset(self) -> Source:
+        if self.table_id is not None and self.dataset_id is None:
+            raise required("dataset_id")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,28 +100,12 @@ class _LocalCredentials(service_account.Credentials):
 class GcpExtractor:
     """Extracts ``billing_export``: the rows of a Cloud Billing export, standard or detailed, of any age."""
 
-    datasets: ClassVar[frozenset[str]] = frozenset({"billing_export"})
-
-    def check_source(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The source's fields checked; ``InvalidArgument(SOURCE_INVALID)`` names each bad one."""
-        try:
-            checked = Source.model_validate(dict(source))
-        except ValidationError as exc:
-            bad = [
-                FieldViolation(".".join(("source", *map(str, item["loc"]))), _reason(item["type"], item["msg"]))
-                for item in exc.errors(include_input=False, include_url=False)
-            ]
-        else:
-            given = checked.model_dump(exclude_none=True)
-            if "table_id" not in given or "dataset_id" in given:
-                return given
-            bad = [FieldViolation("source.dataset_id", "is required with source.table_id.")]
-        text = "; ".join(f"{violation.field} {violation.description}" for violation in bad)
-        raise errors.InvalidArgument("SOURCE_INVALID", f"The source is not usable: {text}", field_violations=bad)
+    source: ClassVar[type[SourceModel]] = Source
+    resumes: ClassVar[bool] = False
 
     async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
         """Finds the table, totals it and reads its rows, all as of one instant, into one parquet file."""
-        source = Source.model_validate(dict(request.source))
+        source = read_source(Source, request.source)
         access = _access(secret, request)
         table = await _run(_find_table, access, source, request)
         read = gcp_export.plan(table.schema)
@@ -443,7 +432,3 @@ def _refused(exc: api.BadRequest) -> errors.FailedPrecondition:
             "SOURCE_VALUE_INVALID", "A cost or credit amount in the source is not a number that NUMERIC can hold."
         )
     return errors.FailedPrecondition("SOURCE_REFUSED", "BigQuery refused to read the source table as a billing export.")
-
-
-def _reason(kind: str, message: str) -> str:
-    return "is not a field of a GCP source." if kind == "extra_forbidden" else f"is not valid: {message}."

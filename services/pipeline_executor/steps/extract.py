@@ -21,7 +21,7 @@ class ExtractConfig(StepConfig):
     @field_validator("dataset")
     @classmethod
     def _known(cls, value: str) -> str:
-        known = sorted(set().union(*(extractor.datasets for extractor in EXTRACTORS.values())))
+        known = sorted(set().union(*EXTRACTORS.values()))
         if value not in known:
             raise ValueError(f"must be one of {known}")
         return value
@@ -37,22 +37,26 @@ class Extract:
         self._config = config
 
     async def run(self, context: StepContext) -> StepResult:
-        """Reads into a directory made anew; the credential is asked for at each try, as it may have been replaced."""
+        """Reads into a directory made anew, or one that a failed try left for a reader that goes on from there; the
+        credential is asked for at each try, as it may have been replaced."""
         run = context.run
+        extractor = EXTRACTORS[context.provider][self._config.dataset]
         directory = run.staging_dir / context.step_name
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-        await asyncio.to_thread(directory.mkdir, mode=0o700)
+        if not extractor.resumes:
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        await asyncio.to_thread(directory.mkdir, mode=0o700, exist_ok=True)
         request = ExtractRequest(
             dataset=self._config.dataset,
             start_date=run.start_date,
             end_date=run.end_date,
             source=run.source,
+            parameters=run.parameters,
             directory=directory,
             platform_project=run.warehouse.project_id,
             endpoints=run.source_endpoints,
             report=context.report,
         )
-        extraction = await EXTRACTORS[context.provider].extract(request, await run.open_credential())
+        extraction = await extractor.extract(request, await run.open_credential())
         totals: dict[str, Any] = {
             currency: {name: format(value, "f") for name, value in measures.items()}
             for currency, measures in extraction.totals.items()

@@ -17,7 +17,7 @@ import pytest
 from libs import errors
 from services.pipeline_executor.providers import aws_export as export
 from services.pipeline_executor.providers import aws_rows as rows
-from services.pipeline_executor.providers.aws import AwsExtractor
+from services.pipeline_executor.providers import check_source
 from services.pipeline_executor.providers.object_store import Listed
 from tests.support.aws import as_parquet, exported
 from tests.support.aws_rows import row
@@ -192,10 +192,9 @@ def test_what_is_no_value_is_no_row(tmp_path: Path, change: dict[str, str]) -> N
 
 
 def test_a_source_names_a_place_and_nothing_else() -> None:
-    extractor = AwsExtractor()
     source = {"bucket": "costs-1", "prefix": "exports", "region": "eu-west-1", "export_name": "cur2"}
-    assert extractor.check_source(source) == source
+    assert check_source("aws", ["cost_and_usage_report"], source) == source
     for bad in ({}, {"bucket": "Not_A_Bucket"}, {"bucket": "costs", "key": "x"}, {"bucket": "costs", "region": "moon"}):
         with pytest.raises(errors.InvalidArgument) as caught:
-            extractor.check_source(bad)
+            check_source("aws", ["cost_and_usage_report"], bad)
         assert caught.value.reason == "SOURCE_INVALID"

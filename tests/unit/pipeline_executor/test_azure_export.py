@@ -12,7 +12,7 @@ import pytest
 
 from libs import errors
 from services.pipeline_executor.providers import azure_export as export
-from services.pipeline_executor.providers.azure import AzureExtractor
+from services.pipeline_executor.providers import check_source
 from services.pipeline_executor.providers.azure_export import ACTUAL, AMORTIZED, Blob, Delivery
 
 NOON = datetime(2025, 11, 20, 12, tzinfo=UTC)
@@ -149,7 +149,7 @@ def test_a_charge_outside_of_its_period_is_moved_into_it() -> None:
 
 def test_a_source_names_a_place_and_nothing_else() -> None:
     good = {"storage_account": "acme01", "container": "costs", "directory": "a/b"}
-    assert AzureExtractor().check_source(good) == good
+    assert check_source("azure", ["cost_export"], good) == good
     for bad in (
         {},
         {**good, "storage_account": "evil.example"},
@@ -157,5 +157,5 @@ def test_a_source_names_a_place_and_nothing_else() -> None:
         {**good, "x": 1},
     ):
         with pytest.raises(errors.InvalidArgument) as caught:
-            AzureExtractor().check_source(bad)
+            check_source("azure", ["cost_export"], bad)
         assert caught.value.reason == "SOURCE_INVALID"

@@ -65,7 +65,7 @@ def test_a_failure_of_the_customers_cloud_says_what_to_do(cause: Exception, reas
     ],
 )
 def test_good_sources(source: dict[str, Any]) -> None:
-    assert check_source("GCP", source) == source
+    assert check_source("GCP", ["billing_export"], source) == source
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_good_sources(source: dict[str, Any]) -> None:
 )
 def test_bad_sources_name_the_field(source: dict[str, Any], field: str) -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
-        check_source("gcp", source)
+        check_source("gcp", ["billing_export"], source)
     assert caught.value.reason == "SOURCE_INVALID"
     assert [violation.field for violation in caught.value.field_violations] == [field]
     assert field in caught.value.message
@@ -92,5 +92,5 @@ def test_bad_sources_name_the_field(source: dict[str, Any], field: str) -> None:
 
 def test_an_unknown_provider_is_named() -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
-        check_source("nowhere", {})
+        check_source("nowhere", [], {})
     assert caught.value.reason == "PROVIDER_UNKNOWN"
