@@ -1,19 +1,21 @@
 """Refused callers in the audit trail: counted per key, reason and minute, so that a flood of them is a few records.
 
 Whoever refuses (the gateway's authentication, a server's interceptor) notes it here and goes on; ``run`` writes the
-counts once a minute. Counts are per process. What cannot be written is counted on.
+counts once a minute. Counts are per process. What cannot be written is counted on; what may have been written is
+written again as the same record, so that nothing counts twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from libs import logs
 from libs.audit import AuditRecord, Outcome
-from libs.errors import Error
+from libs.errors import Ambiguous, Error
 from libs.tenancy import Caller
 
 MINUTE = timedelta(minutes=1)
@@ -37,6 +39,8 @@ class _Count:
     count: int = 0
     source_ip: str = ""
     method: str = ""
+    record_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    sent: bool = False
 
 
 class Denials:
@@ -49,12 +53,13 @@ class Denials:
         self._service = service
         self._now = now
         self._counts: dict[_What, _Count] = {}
+        self._unsure: list[tuple[_What, _Count]] = []
 
     def note(self, *, tenant_id: str, key_id: str, reason: str, source_ip: str = "", method: str = "") -> None:
         """Counts one refusal; address and method are those of the first of the minute."""
         minute = self._now().replace(second=0, microsecond=0)
         what = _What(tenant_id, key_id, reason, minute)
-        if what not in self._counts and len(self._counts) >= _MAX_COUNTS:
+        if what not in self._counts and len(self._counts) + len(self._unsure) >= _MAX_COUNTS:
             what = _What("", _OTHERS, reason, minute)
         count = self._counts.setdefault(what, _Count(source_ip=source_ip, method=method))
         count.count += 1
@@ -73,17 +78,28 @@ class Denials:
     async def flush(self, *, ended_only: bool = False) -> None:
         """Appends what was counted, or only the minutes that have ended."""
         current = self._now().replace(second=0, microsecond=0)
-        due = {what: count for what, count in self._counts.items() if not ended_only or what.minute < current}
-        for what in due:
+        ended = [(what, count) for what, count in self._counts.items() if not ended_only or what.minute < current]
+        for what, _ in ended:
             del self._counts[what]
+        due, self._unsure = self._unsure + ended, []
         written = await asyncio.gather(
-            *(self._append(self._record(what, count)) for what, count in due.items()), return_exceptions=True
+            *(self._append(self._record(what, count)) for what, count in due), return_exceptions=True
         )
-        for (what, count), outcome in zip(due.items(), written, strict=True):
+        for (what, count), outcome in zip(due, written, strict=True):
             if isinstance(outcome, Error):
-                self._counts.setdefault(what, _Count(0, count.source_ip, count.method)).count += count.count
+                self._keep(what, count, unsure=isinstance(outcome, Ambiguous))
             elif isinstance(outcome, BaseException):
                 raise outcome
+
+    def _keep(self, what: _What, count: _Count, *, unsure: bool) -> None:
+        """Counts on; but a record that may be in the log already stays as it was sent."""
+        count.sent = count.sent or unsure
+        if count.sent:
+            self._unsure.append((what, count))
+            return
+        if later := self._counts.get(what):
+            count.count += later.count
+        self._counts[what] = count
 
     async def run(self) -> None:
         """Appends the minutes that have ended, for ever."""
@@ -104,4 +120,5 @@ class Denials:
             peer=self._service,
             source_ip=count.source_ip,
             details={"count": count.count, "first_method": count.method},
+            record_id=count.record_id,
         )

@@ -34,3 +34,25 @@ async def test_a_flood_of_made_up_keys_is_a_bounded_number_of_records() -> None:
     await denials.flush()
     assert len(audit.records) == 501
     assert sum(record.details["count"] for record in audit.records) == 5_000
+
+
+async def test_a_record_that_may_be_in_the_log_goes_there_again_as_the_same_one() -> None:
+    audit = MemoryAudit()
+    troubles: list[errors.Error] = [
+        errors.Ambiguous("STORE_OUTCOME_UNKNOWN", "The fake lost the reply."),
+        errors.Unavailable("STORE_UNAVAILABLE", "The fake is down."),
+    ]
+
+    async def append(record: AuditRecord) -> None:
+        trouble = troubles.pop(0) if troubles else None
+        if trouble is None or isinstance(trouble, errors.Ambiguous):
+            await audit.append(record)
+        if trouble is not None:
+            raise trouble
+
+    denials = Denials(append, service="tenant", now=Clock())
+    for _ in range(3):
+        denials.note(tenant_id="acme", key_id="k", reason="REVOKED")
+        await denials.flush()
+    by_id = {record.record_id: record.details["count"] for record in audit.records}
+    assert len(audit.records) == 4 and sorted(by_id.values()) == [1, 1, 1]
