@@ -90,12 +90,13 @@ class Authz:
 
     def _note(self, exc: BaseException, scope: Scope) -> None:
         if isinstance(exc, KeyRefused):
-            forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+            # Set by the gateway from the hops it trusts; x-forwarded-for ends with the gateway's own address.
+            addresses = [value for name, value in scope["headers"] if name == b"x-envoy-external-address"]
             self._denials.note(
                 tenant_id=exc.tenant_id,
                 key_id=exc.key_id,
                 reason=exc.cause,
-                source_ip=forwarded.decode("latin-1").rpartition(",")[2].strip(),
+                source_ip=addresses[-1].decode("latin-1") if addresses else "",
                 method=scope["path"].removeprefix(PREFIX)[:200],
             )
         elif not isinstance(exc, errors.Unauthenticated | errors.Unavailable):

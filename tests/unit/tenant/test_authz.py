@@ -53,7 +53,9 @@ class Gateway:
     ) -> httpx.Response:
         transport = httpx.ASGITransport(app=self.application)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://authz") as http:
-            headers = [("x-api-key", key) for key in keys] + [("x-forwarded-for", "9.9.9.9, 10.0.0.7")]
+            headers = [("x-api-key", key) for key in keys]
+            # What the client claims, its address, and the gateway's own, which Envoy appends when it asks.
+            headers += [("x-forwarded-for", "9.9.9.9, 10.0.0.7,10.0.0.1"), ("x-envoy-external-address", "10.0.0.7")]
             return await http.request(method, prefix + path, headers=headers)
 
 
