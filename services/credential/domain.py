@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from libs import errors
+from libs.finishing import Finishing
 from libs.tenancy import TenantId
 from services.credential.secret import Secret
 from services.credential.states import (
@@ -162,7 +163,7 @@ class Credentials:
         self._now = now
         self._new_id = new_id
         self._timeout = (validation_timeout or VALIDATION_TIMEOUT).total_seconds()
-        self._unfinished: set[asyncio.Task[Any]] = set()
+        self._finishing = Finishing()
 
     async def create(
         self, tenant_id: TenantId, draft: Draft, *, name: str, source: Mapping[str, str] | None
@@ -200,7 +201,7 @@ class Credentials:
             source=source,
             verdict=verdict,
         )
-        row = await self._to_its_end(self._put(cid, put))
+        row = await self._finishing.to_its_end(self._put(cid, put))
         return Created(row, updated=row.first_id != version_id, tables_created=tables_created)
 
     async def get(self, tenant_id: TenantId, credential_id: str) -> Credential:
@@ -226,12 +227,12 @@ class Credentials:
             await self._tell("credential.update", tenant_id, credential_id, "DENIED", "CREDENTIAL_REFUSED")
             raise _refused(verdict)
         change = SetSource(tenant_id, source, row.current.version_id, verdict)
-        after = await self._to_its_end(self._change(credential_id, change, "credential.update"))
+        after = await self._finishing.to_its_end(self._change(credential_id, change, "credential.update"))
         return after.as_of(self._now())
 
     async def delete(self, tenant_id: TenantId, credential_id: str) -> Credential:
         """Revokes a credential and destroys its secret in all versions. Idempotent."""
-        return await self._to_its_end(self._change(credential_id, Revoke(tenant_id), "credential.delete"))
+        return await self._finishing.to_its_end(self._change(credential_id, Revoke(tenant_id), "credential.delete"))
 
     async def shred(self, tenant_id: str) -> int:
         """Revokes all credentials of a tenant; returns how many still held a secret."""
@@ -255,7 +256,7 @@ class Credentials:
             judged, asked = row.current.version_id, self._now()
             verdict = await self._open_and_ask(row, row.source)
             change = Judge(tenant_id, judged, row.source, verdict, asked)
-            row = await self._to_its_end(self._change(credential_id, change, "credential.validate"))
+            row = await self._finishing.to_its_end(self._change(credential_id, change, "credential.validate"))
             if not row.secrets or row.current.version_id == judged:
                 break
         return row.as_of(self._now())
@@ -346,18 +347,9 @@ class Credentials:
     ) -> None:
         await self._trail.append(Event(action, tenant_id, credential_id, outcome, reason, details))
 
-    async def _to_its_end[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """Awaits ``work``; a caller that goes away does not part a change from its audit record."""
-        task = asyncio.create_task(work)
-        self._unfinished.add(task)
-        task.add_done_callback(self._unfinished.discard)
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        return await asyncio.shield(task)
-
     async def close(self) -> None:
         """Returns when what was begun has ended."""
-        while self._unfinished:
-            await asyncio.wait(self._unfinished)
+        await self._finishing.close()
 
 
 def _refused(verdict: Verdict) -> errors.FailedPrecondition:

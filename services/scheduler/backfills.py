@@ -30,7 +30,7 @@ from services.scheduler.domain import (
     queue_item,
     rank,
 )
-from services.scheduler.runs import change_all
+from services.scheduler.runs import change_all, let_go_of, while_it_stays
 from services.scheduler.schedules import check_pipeline, fingerprint, key_reused
 from services.scheduler.trail import Trail
 
@@ -126,9 +126,10 @@ class Backfills:
         await self._queue.add(runs, items, backfill.backfill_id, backfill)
         if key is not None:
             backfill = await self._existing(backfill) or backfill
-        await self._trail.note(
+        note = self._trail.note(
             "backfill.create", tenant_id, "backfill", backfill.backfill_id, start_date=f"{first}", end_date=f"{last}"
         )
+        await while_it_stays(self._tenants, tenant_id, note, lambda: let_go_of(self._queue, tenant_id, self._now))
         return backfill
 
     def _count(self, first: date, last: date) -> int:

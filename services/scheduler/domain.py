@@ -460,6 +460,11 @@ def retire(item: Item) -> Item:
     return _end(item, State.CANCELLED, "SCHEDULE_DELETED")
 
 
+def let_go(item: Item) -> Item:
+    """The row of a tenant that leaves; its attempt ends by itself, because its reservation died with the tenant."""
+    return _end(item, State.CANCELLED, "TENANT_OFFBOARDED")
+
+
 def requeue(item: Item, now: datetime, policy: Policy) -> Item:
     """The dead letter with its retries given back; an attempt that was started is not started again."""
     return replace(

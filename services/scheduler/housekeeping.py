@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from libs import logs
@@ -16,7 +16,6 @@ from libs.errors import Error
 from libs.tenancy import TenantId
 from services.scheduler.domain import (
     Executor,
-    Item,
     Pick,
     Policy,
     Queue,
@@ -25,7 +24,7 @@ from services.scheduler.domain import (
     State,
     Tenants,
 )
-from services.scheduler.runs import change_all
+from services.scheduler.runs import let_go_of
 
 _log = logs.get(__name__)
 _EVERY = 60.0
@@ -80,18 +79,25 @@ class Housekeeping:
             await self._sleep(_EVERY)
 
     async def offboard(self) -> list[TenantId]:
-        """Stops and cancels everything of the tenants that leave, and confirms; who that was."""
-        leaving = list(await self._tenants.offboarding())
+        """Stops and cancels everything of the tenants that leave, and confirms; who that was.
+
+        One tenant's trouble waits for the next time and keeps nobody else.
+        """
+        leaving, done = list(await self._tenants.offboarding()), list[TenantId]()
         if leaving:
             await self._schedules.retire(leaving, self._now())
         for tenant_id in leaving:
-            await self._let_go(tenant_id)
-            await self._tenants.confirm_offboarding(tenant_id)
-            _log.info("tenant_offboarded", tenant_id=tenant_id)
-        return leaving
+            try:
+                await self._let_go(tenant_id)
+                await self._tenants.confirm_offboarding(tenant_id)
+            except Error as error:
+                _log.warning("tenant_not_offboarded", tenant_id=tenant_id, reason=error.reason)
+            else:
+                _log.info("tenant_offboarded", tenant_id=tenant_id)
+                done.append(tenant_id)
+        return done
 
     async def _let_go(self, tenant_id: TenantId) -> None:
-        pick = Pick(tenant_ids=[tenant_id])
         claimed = await self._queue.items(Pick(states=(State.CLAIMED,), tenant_ids=[tenant_id]))
         for item in claimed:
             try:
@@ -99,8 +105,4 @@ class Housekeeping:
             except Error as error:
                 # Its reservation died with the tenant: the executor stops by itself.
                 _log.info("cancel_refused", run_id=item.run_id, reason=error.reason)
-        await change_all(self._queue, pick, _gone, self._now)
-
-
-def _gone(item: Item) -> Item:
-    return replace(item, state=State.CANCELLED, reason="TENANT_OFFBOARDED", lease_id=None, lease_until=None)
+        await let_go_of(self._queue, tenant_id, self._now)

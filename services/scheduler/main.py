@@ -10,10 +10,11 @@ from convergence.pipeline_executor.v1 import pipeline_executor_pb2_grpc as execu
 from convergence.scheduler.v1 import scheduler_pb2_grpc as rpc
 from convergence.tenant.v1 import tenant_pb2_grpc as tenant_rpc
 
-from libs import grpc_client
+from libs import caller, grpc_client
 from libs.audit import AuditLog
 from libs.bigquery import Warehouse, connect
 from libs.denials import Denials
+from libs.finishing import Finishing
 from libs.grpc_server import Server, build_server, run
 from libs.pages import Pages
 from services.scheduler.backfills import Backfills
@@ -85,7 +86,8 @@ def build(
         backfills=Backfills(queue, records, tenants, trail, now=now, policy=policy),
         tenants=tenants,
     )
-    servicer = ScheduleServicer(use, Pages(settings.page_secret(), default_size=100))
+    finishing = Finishing(caller.detached)
+    servicer = ScheduleServicer(use, Pages(settings.page_secret(), default_size=100), finishing)
 
     server = build_server(
         settings,
@@ -104,6 +106,7 @@ def build(
     server.on_stop(audit.close)
     server.on_stop(denials.flush)
     server.on_stop(calendar.close)
+    server.on_stop(finishing.close)
     return server
 
 

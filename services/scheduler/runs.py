@@ -6,13 +6,14 @@ only by asking for its end, which the loop carries out.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from libs import logs
-from libs.errors import Aborted, Ambiguous, Error, FailedPrecondition
+from libs.errors import Aborted, Ambiguous, Error, FailedPrecondition, NotFound
 from libs.tenancy import TenantId
 from services.scheduler.domain import (
     Executor,
@@ -23,7 +24,9 @@ from services.scheduler.domain import (
     Records,
     Run,
     State,
+    Tenants,
     cancel,
+    let_go,
     requeue,
     run_not_found,
 )
@@ -31,6 +34,8 @@ from services.scheduler.trail import Trail
 
 _log = logs.get(__name__)
 _TRIES = 8
+
+type Undo = Callable[[], Awaitable[object]]
 
 
 class Runs:
@@ -128,6 +133,19 @@ async def write(queue: Queue, items: Sequence[Item], now: Callable[[], datetime]
     return len(written) == len(items)
 
 
+async def while_it_stays(tenants: Tenants, tenant_id: TenantId, note: Awaitable[None], undo: Undo) -> None:
+    """Ends what made something new for a tenant: audits it, and makes sure that the tenant has not begun to leave.
+
+    Whoever lets go of a leaving tenant may have passed already; then ``undo`` takes back what was made, and the refusal
+    of ``check_staying`` is raised.
+    """
+    try:
+        await asyncio.gather(note, tenants.check_staying(tenant_id))
+    except (FailedPrecondition, NotFound):
+        await undo()
+        raise
+
+
 async def change_all(
     queue: Queue, pick: Pick, change: Callable[[Item], Item], now: Callable[[], datetime]
 ) -> list[Item]:
@@ -139,3 +157,8 @@ async def change_all(
             return list(found)
         await write(queue, changed, now)
     raise Aborted("QUEUE_BUSY", "The queue kept changing; try again.")
+
+
+async def let_go_of(queue: Queue, tenant_id: TenantId, now: Callable[[], datetime]) -> None:
+    """Cancels everything that a leaving tenant has in the queue."""
+    await change_all(queue, Pick(tenant_ids=[tenant_id]), let_go, now)

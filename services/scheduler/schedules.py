@@ -34,7 +34,7 @@ from services.scheduler.domain import (
     run_id_of,
     schedule_not_found,
 )
-from services.scheduler.runs import change_all
+from services.scheduler.runs import change_all, let_go_of, while_it_stays
 from services.scheduler.trail import Trail
 from services.scheduler.trigger import Triggers
 
@@ -141,7 +141,8 @@ class Calendar:
         if key is not None:
             # Another request with this key may have been first.
             schedule = await self._existing(schedule) or schedule
-        await self._trail.note("schedule.create", tenant_id, "schedule", schedule.config_id, cron=schedule.cron)
+        note = self._trail.note("schedule.create", tenant_id, "schedule", schedule.config_id, cron=schedule.cron)
+        await while_it_stays(self._tenants, tenant_id, note, lambda: self._schedules.retire([tenant_id], self._now()))
         return schedule
 
     async def _existing(self, wanted: Schedule) -> Schedule | None:
@@ -209,7 +210,8 @@ class Calendar:
         await self._queue.add([run], [item], run_id)
         if key is not None:
             run = await self._records.run(tenant_id, run_id) or run
-        await self._trail.note("schedule.run", tenant_id, "schedule", config_id, run_id=run_id)
+        note = self._trail.note("schedule.run", tenant_id, "schedule", config_id, run_id=run_id)
+        await while_it_stays(self._tenants, tenant_id, note, lambda: let_go_of(self._queue, tenant_id, self._now))
         return run
 
     async def runs(

@@ -10,6 +10,7 @@ from convergence.scheduler.v1 import scheduler_pb2 as pb
 from convergence.scheduler.v1 import scheduler_pb2_grpc as rpc
 
 from libs import caller
+from libs.finishing import Finishing
 from libs.pages import Page, Pages
 from libs.tenancy import Role, TenantId
 from services.scheduler import wire
@@ -46,9 +47,10 @@ class UseCases:
 class ScheduleServicer(rpc.ScheduleServiceServicer):
     """Serves ``convergence.scheduler.v1.ScheduleService``."""
 
-    def __init__(self, use: UseCases, pages: Pages) -> None:
+    def __init__(self, use: UseCases, pages: Pages, finishing: Finishing) -> None:
         self._use = use
         self._pages = pages
+        self._to_its_end = finishing.to_its_end
 
     # ------------------------------------------------------------------ jobs
 
@@ -105,7 +107,7 @@ class ScheduleServicer(rpc.ScheduleServiceServicer):
         return pb.ListDeadLettersResponse(runs=[wire.run(item) for item in shown], next_page_token=token)
 
     async def RequeueDeadLetter(self, request: pb.RequeueDeadLetterRequest, context: Any) -> pb.ScheduledRun:
-        return wire.run(await self._use.runs.requeue(request.run_id))
+        return wire.run(await self._to_its_end(self._use.runs.requeue(request.run_id)))
 
     # ------------------------------------------------------------------ schedules
 
@@ -118,8 +120,8 @@ class ScheduleServicer(rpc.ScheduleServiceServicer):
 
     async def CreateSchedule(self, request: pb.CreateScheduleRequest, context: Any) -> pb.Schedule:
         tenant_id = TenantId.parse(request.tenant_id)
-        made = await self._use.calendar.create(tenant_id, wire.new_schedule(request), _key(request.request_id))
-        return wire.schedule(made)
+        work = self._use.calendar.create(tenant_id, wire.new_schedule(request), _key(request.request_id))
+        return wire.schedule(await self._to_its_end(work))
 
     async def GetSchedule(self, request: pb.GetScheduleRequest, context: Any) -> pb.Schedule:
         return wire.schedule(await self._use.calendar.get(TenantId.parse(request.tenant_id), request.config_id))
@@ -128,7 +130,8 @@ class ScheduleServicer(rpc.ScheduleServiceServicer):
         return await self._update(request.tenant_id, request.config_id, wire.changed_schedule(request))
 
     async def DeleteSchedule(self, request: pb.DeleteScheduleRequest, context: Any) -> pb.Schedule:
-        return wire.schedule(await self._use.calendar.delete(TenantId.parse(request.tenant_id), request.config_id))
+        work = self._use.calendar.delete(TenantId.parse(request.tenant_id), request.config_id)
+        return wire.schedule(await self._to_its_end(work))
 
     async def PauseSchedule(self, request: pb.PauseScheduleRequest, context: Any) -> pb.Schedule:
         return await self._update(request.tenant_id, request.config_id, {"is_active": False})
@@ -138,7 +141,8 @@ class ScheduleServicer(rpc.ScheduleServiceServicer):
 
     async def RunSchedule(self, request: pb.RunScheduleRequest, context: Any) -> pb.ScheduledRun:
         tenant_id = TenantId.parse(request.tenant_id)
-        return wire.run(await self._use.calendar.run_now(tenant_id, request.config_id, _key(request.request_id)))
+        work = self._use.calendar.run_now(tenant_id, request.config_id, _key(request.request_id))
+        return wire.run(await self._to_its_end(work))
 
     async def ListScheduledRuns(
         self, request: pb.ListScheduledRunsRequest, context: Any
@@ -150,19 +154,20 @@ class ScheduleServicer(rpc.ScheduleServiceServicer):
         return pb.ListScheduledRunsResponse(runs=[wire.run(row) for row in shown], next_page_token=token)
 
     async def CancelScheduledRun(self, request: pb.CancelScheduledRunRequest, context: Any) -> pb.ScheduledRun:
-        return wire.run(await self._use.runs.cancel(TenantId.parse(request.tenant_id), request.run_id))
+        work = self._use.runs.cancel(TenantId.parse(request.tenant_id), request.run_id)
+        return wire.run(await self._to_its_end(work))
 
     # ------------------------------------------------------------------ backfills
 
     async def CreateBackfill(self, request: pb.CreateBackfillRequest, context: Any) -> pb.Backfill:
-        made = await self._use.backfills.create(
+        work = self._use.backfills.create(
             TenantId.parse(request.tenant_id),
             {**wire.pipeline(request), "parameters": wire.parameters(request)},
             wire.day("start_date", request.start_date),
             wire.day("end_date", request.end_date),
             _key(request.request_id),
         )
-        return wire.backfill(made)
+        return wire.backfill(await self._to_its_end(work))
 
     async def ListBackfills(self, request: pb.ListBackfillsRequest, context: Any) -> pb.ListBackfillsResponse:
         tenant_id = await self._known(request.tenant_id)
@@ -177,12 +182,14 @@ class ScheduleServicer(rpc.ScheduleServiceServicer):
         return wire.backfill(await self._use.backfills.get(TenantId.parse(request.tenant_id), request.backfill_id))
 
     async def CancelBackfill(self, request: pb.CancelBackfillRequest, context: Any) -> pb.Backfill:
-        return wire.backfill(await self._use.backfills.cancel(TenantId.parse(request.tenant_id), request.backfill_id))
+        work = self._use.backfills.cancel(TenantId.parse(request.tenant_id), request.backfill_id)
+        return wire.backfill(await self._to_its_end(work))
 
     # ------------------------------------------------------------------ shared
 
     async def _update(self, tenant_id: str, config_id: str, values: dict[str, Any]) -> pb.Schedule:
-        return wire.schedule(await self._use.calendar.update(TenantId.parse(tenant_id), config_id, values))
+        work = self._use.calendar.update(TenantId.parse(tenant_id), config_id, values)
+        return wire.schedule(await self._to_its_end(work))
 
     async def _known(self, text: str) -> TenantId:
         """The tenant of a list; the platform admin, who may name any, is told if there is none."""

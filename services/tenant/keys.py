@@ -9,6 +9,7 @@ older than ``STALE``; of one lineage at most two keys are live.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import re
@@ -277,7 +278,8 @@ class KeyRing:
         if entry is None:
             raise KeyRefused("UNKNOWN", parts.key_id)
         if not matches:
-            raise KeyRefused("WRONG_SECRET", parts.key_id)
+            # Whose key id is tried is told the tenant it belongs to; nobody else learns that it exists.
+            raise KeyRefused("WRONG_SECRET", parts.key_id, entry.tenant_id)
         now = self._now()
         if entry.revoked or parts.key_id in self._forgotten:
             raise KeyRefused("REVOKED", parts.key_id, entry.tenant_id)
@@ -417,12 +419,21 @@ class ApiKeys:
         return NewKey(key, parts.text())
 
     async def create(
-        self, tenant_id: str, *, name: str, role: Role, expires_at: datetime | None, created_by: str
+        self,
+        tenant_id: str,
+        *,
+        name: str,
+        role: Role,
+        expires_at: datetime | None,
+        created_by: str,
+        must_stay: Callable[[str], Awaitable[None]],
     ) -> NewKey:
         """Makes a key. A lost answer loses the key: list and revoke it.
 
-        Raises ``InvalidArgument(EXPIRE_TIME_PAST)``, ``FailedPrecondition(TOO_MANY_API_KEYS)``.
+        Raises ``InvalidArgument(EXPIRE_TIME_PAST)``, ``FailedPrecondition(TOO_MANY_API_KEYS)``, and what ``must_stay``
+        raises for a tenant that leaves.
         """
+        await must_stay(tenant_id)
         if expires_at is not None and expires_at <= self._now():
             raise InvalidArgument(
                 "EXPIRE_TIME_PAST",
@@ -435,7 +446,16 @@ class ApiKeys:
             )
         made = self.mint(tenant_id, role, name=name, created_by=created_by, expires_at=expires_at)
         await self._store.insert(made.key)
-        await self._audit("api_key.create", tenant_id, "api_key", made.key.api_key_id, details=_shown(made.key))
+        try:
+            await asyncio.gather(
+                self._audit("api_key.create", tenant_id, "api_key", made.key.api_key_id, details=_shown(made.key)),
+                # It may have begun to leave meanwhile, and whoever takes its keys back may not have seen this one.
+                must_stay(tenant_id),
+            )
+        except Error:
+            with contextlib.suppress(Error):
+                await self.discard(tenant_id, made.key.api_key_id)
+            raise
         return made
 
     async def page(self, tenant_id: str, after: tuple[datetime, str] | None, limit: int) -> Sequence[ApiKey]:

@@ -18,6 +18,7 @@ from libs.audit import AuditLog
 from libs.bigquery import Warehouse, connect
 from libs.denials import Denials
 from libs.errors import Error
+from libs.finishing import Finishing
 from libs.grpc_server import Server, build_server, run
 from libs.ledger import Ledger
 from libs.pages import Pages
@@ -99,13 +100,14 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
     )
 
     pages = Pages(settings.page_secret(), default_size=100)
-    public = TenantServicer(tenants, onboarding, keys, quotas, pages, now=now)
+    finishing = Finishing(caller.detached)
+    public = TenantServicer(tenants, onboarding, keys, quotas, pages, finishing, now=now)
     server = build_server(
         settings,
         public=[(pb_grpc.add_TenantServiceServicer_to_server, public)],
         internal=[
             (pb_grpc.add_TenantQuotaServiceServicer_to_server, TenantQuotaServicer(quotas)),
-            (pb_grpc.add_TenantLifecycleServiceServicer_to_server, TenantLifecycleServicer(tenants)),
+            (pb_grpc.add_TenantLifecycleServiceServicer_to_server, TenantLifecycleServicer(tenants, finishing)),
             (pb_grpc.add_TenantAuthServiceServicer_to_server, TenantAuthServicer(authenticate)),
         ],
         authenticate=authenticate,
@@ -133,6 +135,7 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
             await keys.flush_used()
 
     async def close() -> None:
+        await finishing.close()
         await asyncio.gather(keys.flush_used(), denials.flush())
         await asyncio.gather(quota_ledger.close(), profile_ledger.close(), audit_log.close())
         if given is None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs import caller
 from libs.errors import InvalidArgument
+from libs.finishing import Finishing
 from libs.pages import Page, Pages
 from libs.tenancy import Caller, Role, TenantId
 from services.tenant.domain import AuditEntry, Edit, Tenant, Tenants
@@ -46,6 +46,7 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         keys: ApiKeys,
         quotas: Quotas,
         pages: Pages,
+        finishing: Finishing,
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -54,6 +55,7 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         self._keys = keys
         self._quotas = quotas
         self._pages = pages
+        self._finishing = finishing
         self._now = now
 
     async def OnboardTenant(self, request: pb.OnboardTenantRequest, context: Context) -> pb.OnboardTenantResponse:
@@ -63,7 +65,7 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
             request.admin_email,
             Plan(pb.Tenant.Plan.Name(request.subscription_plan)),
         )
-        done = await _to_its_end(self._onboarding.onboard(application))
+        done = await self._finishing.to_its_end(self._onboarding.onboard(application))
         status = pb.OnboardTenantResponse.CREATED if done.dataset_created else pb.OnboardTenantResponse.EXISTS
         return pb.OnboardTenantResponse(
             tenant_id=application.tenant_id,
@@ -98,17 +100,17 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         plan = None
         if request.HasField("subscription_plan"):
             plan = Plan(pb.Tenant.Plan.Name(request.subscription_plan))
-        return _tenant(await _to_its_end(self._tenants.update(request.tenant_id, edit, plan)))
+        return _tenant(await self._finishing.to_its_end(self._tenants.update(request.tenant_id, edit, plan)))
 
     async def DeleteTenant(self, request: pb.DeleteTenantRequest, context: Context) -> pb.Tenant:
         work = self._tenants.offboard(request.tenant_id, delete_dataset=request.delete_dataset)
-        return _tenant(await _to_its_end(work))
+        return _tenant(await self._finishing.to_its_end(work))
 
     async def SuspendTenant(self, request: pb.SuspendTenantRequest, context: Context) -> pb.Tenant:
-        return _tenant(await _to_its_end(self._tenants.suspend(request.tenant_id, request.reason)))
+        return _tenant(await self._finishing.to_its_end(self._tenants.suspend(request.tenant_id, request.reason)))
 
     async def ReactivateTenant(self, request: pb.ReactivateTenantRequest, context: Context) -> pb.Tenant:
-        return _tenant(await _to_its_end(self._tenants.reactivate(request.tenant_id)))
+        return _tenant(await self._finishing.to_its_end(self._tenants.reactivate(request.tenant_id)))
 
     async def GetUsage(self, request: pb.GetUsageRequest, context: Context) -> pb.Usage:
         return _usage(await self._quotas.usage(request.tenant_id))
@@ -126,15 +128,15 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         return pb.ListAuditRecordsResponse(audit_records=[_entry(entry) for entry in shown], next_page_token=token)
 
     async def CreateApiKey(self, request: pb.CreateApiKeyRequest, context: Context) -> pb.NewApiKey:
-        await self._tenants.must_stay(request.tenant_id)
         role = Role(pb.ApiKey.Role.Name(request.role)) if request.role else Role.RUNNER
-        made = await _to_its_end(
+        made = await self._finishing.to_its_end(
             self._keys.create(
                 request.tenant_id,
                 name=request.name,
                 role=role,
                 expires_at=_datetime(request.expire_time) if request.HasField("expire_time") else None,
                 created_by=caller.current().key_id,
+                must_stay=self._tenants.must_stay,
             )
         )
         return _new_key(made)
@@ -148,12 +150,13 @@ class TenantServicer(pb_grpc.TenantServiceServicer):
         return pb.ListApiKeysResponse(api_keys=[_key(key, self._now()) for key in shown], next_page_token=token)
 
     async def DeleteApiKey(self, request: pb.DeleteApiKeyRequest, context: Context) -> pb.ApiKey:
-        return _key(await _to_its_end(self._keys.revoke(request.tenant_id, request.api_key_id)), self._now())
+        work = self._keys.revoke(request.tenant_id, request.api_key_id)
+        return _key(await self._finishing.to_its_end(work), self._now())
 
     async def RotateApiKey(self, request: pb.RotateApiKeyRequest, context: Context) -> pb.NewApiKey:
         overlap = timedelta(seconds=request.overlap_seconds)
         work = self._keys.rotate(request.tenant_id, request.api_key_id, overlap, caller.current().key_id)
-        return _new_key(await _to_its_end(work))
+        return _new_key(await self._finishing.to_its_end(work))
 
 
 class TenantQuotaServicer(pb_grpc.TenantQuotaServiceServicer):
@@ -201,14 +204,16 @@ class TenantQuotaServicer(pb_grpc.TenantQuotaServiceServicer):
 class TenantLifecycleServicer(pb_grpc.TenantLifecycleServiceServicer):
     """``TenantLifecycleService``: for the contexts that follow a tenant's life."""
 
-    def __init__(self, tenants: Tenants) -> None:
+    def __init__(self, tenants: Tenants, finishing: Finishing) -> None:
         self._tenants = tenants
+        self._finishing = finishing
 
     async def GetTenantState(self, request: pb.GetTenantStateRequest, context: Context) -> pb.GetTenantStateResponse:
         return pb.GetTenantStateResponse(state=_state(await self._tenants.state(request.tenant_id)))
 
     async def EnsureDataset(self, request: pb.EnsureDatasetRequest, context: Context) -> pb.EnsureDatasetResponse:
-        created, made = await _to_its_end(self._tenants.ensure_dataset(request.tenant_id, request.provider))
+        work = self._tenants.ensure_dataset(request.tenant_id, request.provider)
+        created, made = await self._finishing.to_its_end(work)
         status = pb.OnboardTenantResponse.CREATED if created else pb.OnboardTenantResponse.EXISTS
         return pb.EnsureDatasetResponse(dataset_status=status, tables_created=made)
 
@@ -221,7 +226,7 @@ class TenantLifecycleServicer(pb_grpc.TenantLifecycleServiceServicer):
     async def ConfirmOffboarding(
         self, request: pb.ConfirmOffboardingRequest, context: Context
     ) -> pb.ConfirmOffboardingResponse:
-        await _to_its_end(self._tenants.confirm(request.tenant_id, caller.current().peer))
+        await self._finishing.to_its_end(self._tenants.confirm(request.tenant_id, caller.current().peer))
         return pb.ConfirmOffboardingResponse()
 
 
@@ -250,15 +255,6 @@ class _Listing:
 
     def cut[R](self, rows: Sequence[R], page: Page, cursor_of: Callable[[R], Sequence[str]]) -> tuple[list[R], str]:
         return self.pages.cut(rows, page, cursor_of, scope=self.scope, filter=self.filter)
-
-
-async def _to_its_end[T](work: Coroutine[Any, Any, T]) -> T:
-    """Awaits work that must not stop between two writes because its client left or its deadline passed."""
-    with caller.detached():
-        task = asyncio.create_task(work)
-    # Nobody may be left to see how it ended.
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return await asyncio.shield(task)
 
 
 # ---------------------------------------------------------------- encoding

@@ -416,6 +416,10 @@ def application(tenant_id: str = "acme", plan: Plan = Plan.STARTER, company: str
     return Application(TenantId.parse(tenant_id), company, "admin@acme.test", plan)
 
 
+async def stays(tenant_id: str) -> None:
+    """``must_stay`` of a tenant that does."""
+
+
 async def survive[T](work: Coroutine[Any, Any, T]) -> T | None:
     """The result of work whose process may be killed: None if it was."""
     task = asyncio.ensure_future(work)

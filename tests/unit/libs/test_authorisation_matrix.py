@@ -29,7 +29,7 @@ from services.tenant.keys import new_key
 from tests.support.fakes import Clock
 from tests.support.gateway import CONTEXTS, StandIns, build, internal_methods, public_methods
 from tests.support.routes import names_tenant
-from tests.support.tenant_world import ADMIN_KEY, Disk, Process
+from tests.support.tenant_world import ADMIN_KEY, Disk, Process, stays
 
 PEERS = ("gateway", "cron", *CONTEXTS)
 NOBODIES = ("no key", "malformed", "unknown", "wrong secret", "revoked", "expired", "rotated away", "two keys")
@@ -116,7 +116,7 @@ async def make_keys(process: Process, disk: Disk) -> Mapping[str, list[str]]:
     keys = process.keys
 
     async def made(tenant_id: str, role: Role = Role.ADMIN, **more: Any) -> Any:
-        given = {"name": "", "expires_at": None, "created_by": "", **more}
+        given = {"name": "", "expires_at": None, "created_by": "", "must_stay": stays, **more}
         return await keys.create(tenant_id, role=role, **given)
 
     runner, admin, other = await made("acme", Role.RUNNER), await made("acme"), await made("other_co")

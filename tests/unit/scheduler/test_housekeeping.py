@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,50 @@ async def test_trouble_while_offboarding_waits_for_the_next_minute(world: World)
         await world.housekeeping.offboard_forever()
     assert naps == [60.0] * 3
     assert world.tenants.gone == {"acme"}
+
+
+async def test_one_tenants_trouble_does_not_keep_the_others(world: World) -> None:
+    world.seed(1, "acme")
+    world.seed(1, "other")
+    world.tenants.leaving = [ACME, TenantId("other")]
+    confirm = world.tenants.confirm_offboarding
+
+    async def confirmed(tenant_id: TenantId) -> None:
+        if tenant_id == ACME:
+            raise errors.NotFound("TENANT_NOT_FOUND", "Tenant not found.")
+        await confirm(tenant_id)
+
+    world.tenants.confirm_offboarding = confirmed  # type: ignore[method-assign]
+    assert await world.housekeeping.offboard() == ["other"]
+    assert world.tenants.gone == {"other"} and world.tenants.leaving == [ACME]
+
+
+@pytest.mark.parametrize("what", ["schedule", "run", "backfill"])
+async def test_what_is_made_while_its_tenant_leaves_does_not_stay(world: World, what: str) -> None:
+    """The offboarding passes between the question whether the tenant stays and the write."""
+    [schedule] = world.seed(1, is_active=False, next_run_time=None)
+    write = {"schedule": "insert", "run": "add", "backfill": "add"}[what]
+    inner = getattr(world.store, write)
+
+    async def leaves_first(*args: Any) -> None:
+        world.tenants.leaving = [ACME]
+        if what == "schedule":
+            await world.housekeeping.offboard()
+        await inner(*args)
+
+    setattr(world.store, write, leaves_first)
+    yesterday = world.clock().date() - timedelta(days=1)
+    pipeline = {"provider": "gcp", "domain": "cost", "template": "billing", "parameters": None}
+    works = {
+        "schedule": world.create,
+        "run": lambda: world.calendar.run_now(ACME, schedule.config_id, None),
+        "backfill": lambda: world.backfills.create(ACME, pipeline, yesterday, yesterday, None),
+    }
+    with pytest.raises((errors.FailedPrecondition, errors.NotFound)):
+        await works[what]()
+    assert world.items == [] and not any(row.is_active for row in world.store.schedules)
+    assert {run.state for run in world.run_rows} <= {State.CANCELLED}
+    world.check()
 
 
 async def test_status_shows_the_queue_and_the_jobs(world: World) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -12,14 +14,18 @@ from convergence.scheduler.v1 import scheduler_pb2 as pb
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 
+from libs import caller
 from libs.errors import FailedPrecondition
+from libs.finishing import Finishing
 from libs.pages import Pages
-from libs.tenancy import Caller, Role
-from services.scheduler.domain import AttemptStatus
+from libs.tenancy import Caller, Role, TenantId
+from services.scheduler.domain import AttemptStatus, State
 from services.scheduler.servicer import ScheduleServicer
 from tests.support.grpc import Reply, TestingServer, testing_server
 from tests.support.scheduler_world import HOUR, World
 
+ACME, DAY = TenantId("acme"), date(2025, 11, 1)
+PIPELINE = {"provider": "gcp", "domain": "cost", "template": "billing"}
 SERVICE = pb.DESCRIPTOR.services_by_name["ScheduleService"]
 HOURLY = {"tenant_id": "acme", "provider": "GCP", "domain": "cost", "template": "Billing", "cron": "0 * * * *"}
 
@@ -63,7 +69,7 @@ def serve() -> Iterator[Callable[..., Client]]:
 
     def start(role: Role = Role.ADMIN, tenant_id: str = "acme") -> Client:
         world = World()
-        servicer = ScheduleServicer(world.use, Pages(b"secret", default_size=100))
+        servicer = ScheduleServicer(world.use, Pages(b"secret", default_size=100), Finishing())
         manager = testing_server({SERVICE: servicer}, caller=Caller(role, tenant_id, "key_1"))
         opened.append(manager)
         return Client(manager.__enter__(), world)
@@ -286,3 +292,49 @@ def test_a_tenant_that_leaves_gets_no_new_schedule(client: Client) -> None:
 def test_every_rpc_of_the_contract_is_served() -> None:
     for method in SERVICE.methods:
         assert method.name in ScheduleServicer.__dict__, method.name
+
+
+def written(world: World) -> list[object]:
+    """All that people change."""
+    return [*world.store.schedules, *world.store.queue_rows, *world.store.backfill_rows]
+
+
+async def test_a_client_that_goes_away_does_not_part_a_change_from_its_record(world: World) -> None:
+    finishing = Finishing()
+    servicer = ScheduleServicer(world.use, Pages(b"secret", default_size=100), finishing)
+    schedule, other = [await world.create() for _ in range(2)]
+    run, letter = [await world.calendar.run_now(ACME, schedule.config_id, None) for _ in range(2)]
+    world.store.queue_rows = [
+        replace(item, state=State.DEAD_LETTER) if item.run_id == letter.run_id else item for item in world.items
+    ]
+    backfill = await world.backfills.create(ACME, {**PIPELINE, "parameters": None}, DAY, DAY, None)
+    known = {"tenant_id": "acme", "config_id": schedule.config_id}
+    dates = {"start_date": DAY.isoformat(), "end_date": DAY.isoformat()}
+    for call, request, action in (
+        (servicer.CreateSchedule, pb.CreateScheduleRequest(tenant_id="acme", cron="@daily", **PIPELINE), "create"),
+        (servicer.UpdateSchedule, pb.UpdateScheduleRequest(**known, cron="@daily"), "update"),
+        (servicer.PauseSchedule, pb.PauseScheduleRequest(**known), "pause"),
+        (servicer.ResumeSchedule, pb.ResumeScheduleRequest(**known), "resume"),
+        (servicer.RunSchedule, pb.RunScheduleRequest(**known), "run"),
+        (servicer.DeleteSchedule, pb.DeleteScheduleRequest(tenant_id="acme", config_id=other.config_id), "delete"),
+        (servicer.CancelScheduledRun, pb.CancelScheduledRunRequest(tenant_id="acme", run_id=run.run_id), "cancel"),
+        (servicer.RequeueDeadLetter, pb.RequeueDeadLetterRequest(run_id=letter.run_id), "requeue"),
+        (servicer.CreateBackfill, pb.CreateBackfillRequest(tenant_id="acme", **dates, **PIPELINE), "create"),
+        (
+            servicer.CancelBackfill,
+            pb.CancelBackfillRequest(tenant_id="acme", backfill_id=backfill.backfill_id),
+            "cancel",
+        ),
+    ):
+        before, rows = len(world.audit.records), written(world)
+        with caller.bind(Caller(Role.ADMIN, "acme", "key_1")):
+            asking = asyncio.ensure_future(call(request, None))
+        for _ in range(100):
+            if written(world) == rows:
+                await asyncio.sleep(0)
+        assert written(world) != rows and len(world.audit.records) == before, "between the change and its record"
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await finishing.close()
+        recorded = [record.action.partition(".")[2] for record in world.audit.records[before:]]
+        assert recorded == [action], call

@@ -26,7 +26,7 @@ from libs import errors
 from libs.tenancy import Caller, Role
 from services.tenant.keys import PACE, REFRESH, STALE, ApiKey, KeyEntry, KeyRefused, NewKey, new_key, parse
 from tests.support.fakes import Clock, Faults
-from tests.support.tenant_world import Disk, Killed, MemoryKeyStore, Process, Steps
+from tests.support.tenant_world import Disk, Killed, MemoryKeyStore, Process, Steps, stays
 from tests.support.virtual_time import VirtualTimeLoop
 
 TENANTS = ("a_tenant", "b_tenant")
@@ -97,7 +97,9 @@ class KeyMachine(RuleBasedStateMachine):
     @rule(at=replicas, tenant=tenants, role=st.sampled_from((Role.RUNNER, Role.ADMIN)), life=lives)
     def create(self, at: int, tenant: str, role: Role, life: int | None) -> None:
         end = None if life is None else self.clock() + timedelta(seconds=life)
-        work = self.replicas[at].process.keys.create(tenant, name="", role=role, expires_at=end, created_by="me")
+        work = self.replicas[at].process.keys.create(
+            tenant, name="", role=role, expires_at=end, created_by="me", must_stay=stays
+        )
         self._answered("api_key.create", self._do(work))
 
     @rule(at=replicas, pick=picks, overlap=overlaps)
@@ -150,7 +152,10 @@ class KeyMachine(RuleBasedStateMachine):
         """A process is killed before or after any of its statements; nobody hears anything."""
         keys, old = Process(self.disk, Steps(kill_at=step, after=after)).keys, self._pick(pick)
         if what == "create":
-            self._do(keys.create("a_tenant", name="", role=Role.RUNNER, expires_at=None, created_by="me"), heard=False)
+            self._do(
+                keys.create("a_tenant", name="", role=Role.RUNNER, expires_at=None, created_by="me", must_stay=stays),
+                heard=False,
+            )
         elif old is not None and what == "rotate":
             work = keys.rotate(old.key.tenant_id, old.key.api_key_id, timedelta(), "me")
             self._do(work, heard=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 
 from libs.errors import Aborted, Error, FailedPrecondition, InvalidArgument, NotFound, Unauthenticated, Unavailable
 from libs.tenancy import Caller, Role
-from services.tenant.keys import MAX_LIVE_KEYS, REFRESH, STALE, KeyRefused, KeyState, NewKey, new_key, parse
+from services.tenant.keys import MAX_LIVE_KEYS, REFRESH, STALE, ApiKey, KeyRefused, KeyState, NewKey, new_key, parse
 from tests.support.fakes import Clock
-from tests.support.tenant_world import ADMIN_KEY, Disk, Process
+from tests.support.tenant_world import ADMIN_KEY, Disk, Process, application, stays
 from tests.support.virtual_time import run
 
 type Scenario = Callable[[Disk, Process], Awaitable[None]]
@@ -33,7 +34,7 @@ def world(scenario: Scenario) -> None:
 
 
 async def make(process: Process, tenant_id: str = "acme", role: Role = Role.ADMIN, **more: object) -> NewKey:
-    arguments = {"name": "ci", "expires_at": None, "created_by": "admin", **more}
+    arguments = {"name": "ci", "expires_at": None, "created_by": "admin", "must_stay": stays, **more}
     return await process.keys.create(tenant_id, role=role, **arguments)  # type: ignore[arg-type]
 
 
@@ -145,6 +146,9 @@ def test_what_is_not_live_is_refused_in_the_same_words_for_different_causes() ->
         assert await cause(process, wrong_secret) == "WRONG_SECRET"
         assert await cause(process, expiring.text) == "EXPIRED"
         assert await cause(process, revoked.text) == "REVOKED"
+        with pytest.raises(KeyRefused) as refused:
+            await process.ring.authenticate(wrong_secret)
+        assert refused.value.tenant_id == "acme", "its owner is told that somebody guesses"
 
     world(scenario)
 
@@ -423,5 +427,35 @@ def test_a_change_that_could_not_be_audited_is_not_answered() -> None:
         process.keys._audit = broken
         with pytest.raises(Error):
             await make(process)
+        assert disk.live_keys("acme") == []
+
+    world(scenario)
+
+
+@pytest.mark.parametrize("when", ["before", "as it is stored", "after"])
+def test_no_key_made_while_its_tenant_leaves_stays(when: str) -> None:
+    """Whichever of the two is first, the offboarding or the key: no key outlives it."""
+
+    async def scenario(disk: Disk, process: Process) -> None:
+        await process.onboarding.onboard(application())
+        if when == "before":
+            await process.tenants.offboard("acme", delete_dataset=False)
+        elif when == "as it is stored":
+            insert = process.keys._store.insert
+
+            async def leaves_first(key: ApiKey, **more: Any) -> None:
+                await process.tenants.offboard("acme", delete_dataset=False)
+                await insert(key, **more)
+
+            process.keys._store.insert = leaves_first  # type: ignore[method-assign]
+        made = make(process, must_stay=process.tenants.must_stay)
+        if when == "after":
+            await made
+            await process.tenants.offboard("acme", delete_dataset=False)
+        else:
+            with pytest.raises(FailedPrecondition) as refused:
+                await made
+            assert refused.value.reason == "TENANT_OFFBOARDING"
+        assert disk.live_keys("acme") == []
 
     world(scenario)

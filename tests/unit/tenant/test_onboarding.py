@@ -16,7 +16,7 @@ from services.tenant.keys import KeyRefused
 from services.tenant.onboarding import HOLD, Hold, Onboarded, read_hold
 from services.tenant.quotas import LIMITS, Plan, TenantState
 from tests.support.fakes import Clock, Faults
-from tests.support.tenant_world import Disk, Killed, MemoryDataset, Process, Steps, application
+from tests.support.tenant_world import Disk, Killed, MemoryDataset, Process, Steps, application, stays
 from tests.support.virtual_time import run
 
 
@@ -101,7 +101,9 @@ def test_a_death_at_any_step_leaves_what_the_next_try_completes(step: int, after
             # It died between the end and the answer: the tenant is there, its key is lost.
             with pytest.raises(errors.AlreadyExists):
                 await process.onboarding.onboard(wanted)
-            replaced = await process.keys.create("acme", name="", role=Role.ADMIN, expires_at=None, created_by="admin")
+            replaced = await process.keys.create(
+                "acme", name="", role=Role.ADMIN, expires_at=None, created_by="admin", must_stay=stays
+            )
             await process.ring.refresh()
             assert (await process.ring.authenticate(replaced.text)).tenant_id == "acme"
             return

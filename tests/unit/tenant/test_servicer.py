@@ -13,6 +13,7 @@ from convergence.tenant.v1 import tenant_pb2 as pb
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
+from libs.finishing import Finishing
 from libs.pages import Pages
 from libs.tenancy import Caller, Role
 from services.tenant.servicer import TenantAuthServicer, TenantLifecycleServicer, TenantQuotaServicer, TenantServicer
@@ -32,13 +33,13 @@ class Wire:
         self.disk = Disk(Clock())
         self.process = process = Process(self.disk)
         asyncio.run(process.ring.refresh())
-        pages = Pages(b"secret", default_size=100)
+        pages, finishing = Pages(b"secret", default_size=100), Finishing()
         self._servicers = {
             SERVICES["TenantService"]: TenantServicer(
-                process.tenants, process.onboarding, process.keys, process.quotas, pages, now=self.disk.clock
+                process.tenants, process.onboarding, process.keys, process.quotas, pages, finishing, now=self.disk.clock
             ),
             SERVICES["TenantQuotaService"]: TenantQuotaServicer(process.quotas),
-            SERVICES["TenantLifecycleService"]: TenantLifecycleServicer(process.tenants),
+            SERVICES["TenantLifecycleService"]: TenantLifecycleServicer(process.tenants, finishing),
             SERVICES["TenantAuthService"]: TenantAuthServicer(process.ring.authenticate),
         }
 

@@ -14,7 +14,7 @@ from services.tenant.domain import REAPING, Edit
 from services.tenant.keys import KeyRefused
 from services.tenant.quotas import LEASE, LIMITS, GrantState, Plan, Reserve, Settle, TenantState
 from tests.support.fakes import Clock, Faults
-from tests.support.tenant_world import Disk, Killed, Process, Steps, application
+from tests.support.tenant_world import Disk, Killed, Process, Steps, application, stays
 from tests.support.virtual_time import run
 
 type Scenario = Callable[[Disk, Process], Awaitable[None]]
@@ -131,7 +131,9 @@ def test_a_tenant_that_is_not_there_is_not_found() -> None:
 
 def test_offboarding_kills_keys_and_leases_at_once() -> None:
     async def scenario(disk: Disk, process: Process) -> None:
-        made = await process.keys.create("acme", name="", role=Role.RUNNER, expires_at=None, created_by="admin")
+        made = await process.keys.create(
+            "acme", name="", role=Role.RUNNER, expires_at=None, created_by="admin", must_stay=stays
+        )
         await process.ring.refresh()
         assert await process.ring.authenticate(made.text)
         await process.quotas.reserve("acme", Reserve("running", 1, "me"))
