@@ -32,7 +32,7 @@ from google.auth.credentials import AnonymousCredentials, Credentials
 from google.cloud import bigquery
 from requests.adapters import HTTPAdapter
 
-from libs import caller, errors, metrics
+from libs import caller, errors, metrics, tracing
 from libs.bigquery_errors import TRANSIENT, is_conflict, to_domain_error
 from libs.statements import PLACEHOLDER, Scalar, Sql, TableRef, Typed, Value, parameter, rows_param
 from libs.tables import TableSchema, View
@@ -155,7 +155,8 @@ def _measured(name: str) -> Iterator[None]:
     """Publishes how long a statement took, and why it failed if it did."""
     start = time.monotonic()
     try:
-        yield
+        with tracing.span(name, "CLIENT", db__system="bigquery"):
+            yield
     except errors.Error as error:
         metrics.STATEMENT_FAILURES.labels(name, error.reason).inc()
         raise
@@ -165,6 +166,8 @@ def _measured(name: str) -> Iterator[None]:
 
 def _bill(name: str, done: Any) -> None:
     """Publishes what a statement cost; answers that came without a job say only what was read."""
+    if job_id := getattr(done, "job_id", None):
+        tracing.note(bigquery__job_id=str(job_id))
     billed = getattr(done, "total_bytes_billed", None) or getattr(done, "total_bytes_processed", None)
     if isinstance(billed, int):
         metrics.BYTES_BILLED.labels(name).inc(billed)

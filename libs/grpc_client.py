@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from libs import caller, grpc_errors
+from libs import caller, grpc_errors, tracing
 from libs.errors import Unavailable
 from libs.tls import Tls, TlsInvalid, server_name
 
@@ -115,7 +115,8 @@ class _Outgoing:
         if request_id := caller.request_id():
             found.append(("x-request-id", request_id))
         if trace_id := caller.trace_id():
-            found.append(("traceparent", f"00-{trace_id}-{secrets.token_hex(8)}-01"))
+            span = tracing.traceparent() or f"00-{trace_id}-{secrets.token_hex(8)}-01"
+            found.append(("traceparent", span))
         return tuple(found)
 
     def _limit(self, limit: float | None) -> float | None:
@@ -173,10 +174,11 @@ class _Channel(grpc.aio.Channel):
             metadata: Metadata | None = None,
         ) -> Any:
             start = self._multicallable("unary_unary", method, args, kwargs)
-            try:
-                return await start(request, **self._outgoing.arguments(timeout, metadata, stream=False))
-            except grpc.RpcError as exc:
-                raise grpc_errors.from_rpc_error(exc) from exc
+            with tracing.span(method[1:], "CLIENT", rpc__system="grpc"):
+                try:
+                    return await start(request, **self._outgoing.arguments(timeout, metadata, stream=False))
+                except grpc.RpcError as exc:
+                    raise grpc_errors.from_rpc_error(exc) from exc
 
         return call
 

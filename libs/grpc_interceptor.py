@@ -23,7 +23,7 @@ import protovalidate
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
-from libs import access, caller, grpc_errors, logs, metrics
+from libs import access, caller, grpc_errors, logs, metrics, tracing
 from libs.errors import Error, FieldViolation, Internal, InvalidArgument, Unauthenticated, Unavailable
 from libs.settings import Peers
 from libs.tenancy import Caller, Role
@@ -60,6 +60,7 @@ class _Outcome:
     code: str = "OK"
     reason: str = ""
     cause: BaseException | None = None
+    span: tracing.Span | None = None
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -136,7 +137,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             outcome = _Outcome(path, time.perf_counter())
             metrics.RPCS_RUNNING.inc()
             try:
-                await self._admit(path, method, request, context)
+                await self._admit(path, method, request, context, outcome)
                 return await handle(request, context)
             except grpc.aio.AbortError:
                 outcome.code = "ABORTED_BY_HANDLER"
@@ -157,7 +158,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             metrics.RPCS_RUNNING.inc()
             failure: BaseException | None = None
             try:
-                await self._admit(path, method, request, context)
+                await self._admit(path, method, request, context, outcome)
                 async with aclosing(handle(request, context)) as responses:
                     async for response in responses:
                         yield response
@@ -179,7 +180,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return stream
 
     async def _admit(
-        self, path: str, method: _Method | None, request: Any, context: grpc.aio.ServicerContext[Any, Any]
+        self,
+        path: str,
+        method: _Method | None,
+        request: Any,
+        context: grpc.aio.ServicerContext[Any, Any],
+        outcome: _Outcome,
     ) -> None:
         headers: dict[str, list[str]] = {}
         for key, value in context.invocation_metadata() or ():
@@ -193,6 +199,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
             idempotency_key=None,
             timeout=context.time_remaining(),
             trace_id=_trace_id(headers, request_id),
+        )
+        outcome.span = tracing.serve(
+            _short(path), _traceparent(headers), rpc__system="grpc", rpc__method=path[1:], request_id=request_id
         )
         who = await self._identify(headers, context, method)
         caller.begin(
@@ -331,11 +340,17 @@ def _request_id(headers: Headers) -> str:
 
 def _trace_id(headers: Headers, request_id: str) -> str:
     """Returns the caller's W3C trace id, or one made of the request id, so that either leads to the other."""
-    found = _TRACE_PARENT.fullmatch(_single(headers, "traceparent"))
-    if found and set(found[1]) != {"0"}:
-        return found[1]
+    if found := _traceparent(headers):
+        return found.split("-")[1]
     plain = request_id.replace("-", "").lower()
     return plain if re.fullmatch(r"[0-9a-f]{32}", plain) else uuid.uuid4().hex
+
+
+def _traceparent(headers: Headers) -> str:
+    """Returns the caller's W3C header if it names a trace, else nothing."""
+    text = _single(headers, "traceparent")
+    found = _TRACE_PARENT.fullmatch(text)
+    return text if found and set(found[1]) != {"0"} else ""
 
 
 @functools.cache
@@ -391,6 +406,11 @@ def _report(outcome: _Outcome) -> None:
     metrics.RPC_SECONDS.labels(rpc).observe(seconds)
     metrics.RPCS_RUNNING.dec()
     who = caller.current()
+    if outcome.span is not None:
+        outcome.span.set(rpc__grpc__status=outcome.code, tenant_id=who.tenant_id)
+        if outcome.reason:
+            outcome.span.fail(outcome.reason)
+        outcome.span.end()
     fields: dict[str, Any] = {
         "method": outcome.method,
         "code": outcome.code,

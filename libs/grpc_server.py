@@ -22,7 +22,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_reflection.v1alpha import reflection
 
-from libs import caller, logs, metrics
+from libs import caller, logs, metrics, tracing
 from libs.grpc_interceptor import Authenticate, Handler, Interceptor, OnDenied, check_behaviours
 from libs.settings import ServiceSettings, SettingsInvalid, load
 from libs.tls import Tls
@@ -300,6 +300,7 @@ def run[S: ServiceSettings](
         print(f"settings of {settings.service} are valid")  # noqa: T201
         return 0
     logs.configure(settings.log_level, service=settings.service)
+    tracing.configure(settings.service, settings.otlp_endpoint)
 
     async def main() -> int:
         server = build(settings)
@@ -312,6 +313,8 @@ def run[S: ServiceSettings](
         except Exception:
             _log.exception("crashed")
             return 1
+        finally:
+            tracing.close()
 
 
 async def _first(*works: Awaitable[Any]) -> None:

@@ -14,11 +14,11 @@ import asyncio
 import contextvars
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from libs import caller, errors
+from libs import caller, errors, tracing
 from libs.bigquery import Sql, Warehouse, new_job_id, rows_param
 
 _FIRST_PAUSE = 0.05
@@ -179,6 +179,7 @@ class _Waiting[A]:
 
     waiter: asyncio.Future[A]
     sent: bool = False
+    asked_in: Any = field(default_factory=tracing.here)
 
     def settle(self, answer: A | errors.Error) -> None:
         if isinstance(answer, errors.Error):
@@ -254,7 +255,9 @@ class _Group[W: _Waiting[Any], A]:
             if not batch:
                 return
             try:
-                settled = await self._run_round(batch)
+                links = [item.asked_in for item in batch if item.asked_in is not None]
+                with tracing.span("group_commit", links=links, items=len(batch)):
+                    settled = await self._run_round(batch)
             except errors.Error as error:
                 settled = False
                 if not (error.retryable or isinstance(error, errors.Aborted)):

@@ -138,6 +138,11 @@ class ServiceSettings(BaseSettings):
         description="the address at which Prometheus reads this process's figures, in plain text; unset, there is none",
         examples=["0.0.0.0:9464"],
     )
+    otlp_endpoint: Address | None = Field(
+        default=None,
+        description="an OpenTelemetry collector that traces are sent to (OTLP over gRPC, plain text); unset, none are",
+        examples=["otel-collector:4317"],
+    )
     tenant_address: Address = Field(
         default="tenant:50052",
         description="the internal port of the tenant service",

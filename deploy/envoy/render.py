@@ -70,6 +70,8 @@ class Gateway:
     rate_per_second: int = 100
     max_body_bytes: int = 1_048_576
     trusted_hops: int = 0
+    # An OpenTelemetry collector (OTLP over gRPC): each request begins, or continues, a trace there.
+    otlp_endpoint: str = ""
 
 
 def write(gateway: Gateway, output: Path) -> None:
@@ -111,6 +113,8 @@ def render(gateway: Gateway, folder: Path = Path()) -> str:
         # Envoy asks for a name before it watches a file.
         config["node"] = {"id": "gateway", "cluster": "convergence"}
         _secure(config["static_resources"], gateway.tls, folder.resolve())
+    if gateway.otlp_endpoint:
+        _trace(config["static_resources"], gateway.otlp_endpoint)
     return yaml.dump(config, Dumper=_NoAliases, sort_keys=False, width=200)
 
 
@@ -182,6 +186,40 @@ def _secure(resources: dict[str, Any], tls: Tls, folder: Path) -> None:
                 },
             },
         }
+
+
+def _trace(resources: dict[str, Any], collector: str) -> None:
+    """Has every request traced; spans say where and how long, and hold no header but the request's id."""
+    for listener in resources["listeners"]:
+        for chain in listener["filter_chains"]:
+            manager = chain["filters"][0]["typed_config"]
+            kind = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig"
+            manager["tracing"] = {
+                "provider": {
+                    "name": "envoy.tracers.opentelemetry",
+                    "typed_config": {
+                        "@type": kind,
+                        "service_name": "gateway",
+                        "grpc_service": {"envoy_grpc": {"cluster_name": "collector"}, "timeout": "2s"},
+                    },
+                },
+                "spawn_upstream_span": True,
+            }
+    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    resources["clusters"].append(
+        {
+            "name": "collector",
+            "cluster_type": next(each["cluster_type"] for each in resources["clusters"]),
+            "connect_timeout": "2s",
+            "typed_extension_protocol_options": {
+                options: {
+                    "@type": f"type.googleapis.com/{options}",
+                    "explicit_http_config": {"http2_protocol_options": {}},
+                }
+            },
+            "load_assignment": _endpoint("collector", collector),
+        }
+    )
 
 
 def _watched(folder: Path, name: str) -> dict[str, Any]:
@@ -274,6 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument("--" + name, type=Path)
     parser.add_argument("--trust-domain", default="convergence")
     parser.add_argument("--cors-origins", type=json.loads, default=[], help="JSON array")
+    parser.add_argument("--otlp-endpoint", default="", metavar="HOST:PORT", help="where traces are sent to")
     parser.add_argument(
         "--trusted-hops", type=int, default=0, help="proxies before the gateway that append to X-Forwarded-For"
     )

@@ -12,7 +12,7 @@ import random
 import secrets
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,7 @@ class Ports:
             raise StackError(
                 f"port {gateway} is taken by another program; stop it, or choose another: PORT={gateway + 1} make up"
             )
-        candidates = [port for port in random.sample(_PORTS, 400) if port != gateway and is_free(port)]
-        take = iter(candidates).__next__
+        take = (port for port in free_ports() if port != gateway).__next__
         return cls(
             gateway=gateway,
             bigquery_rest=take(),
@@ -117,6 +116,11 @@ class Ports:
             internal={name: take() for name in SERVICES},
             metrics={name: take() for name in SERVICES},
         )
+
+
+def free_ports() -> Iterator[int]:
+    """Ports that nobody listens on, in no order."""
+    return (port for port in random.sample(_PORTS, 400) if is_free(port))
 
 
 def is_free(port: int) -> bool:
@@ -264,6 +268,7 @@ class Layout:
             credential=f"{HOST}:{self.ports.public['credential']}",
             pipeline_executor=f"{HOST}:{self.ports.public['pipeline_executor']}",
             scheduler=f"{HOST}:{self.ports.public['scheduler']}",
+            otlp_endpoint=self.given.get("CONVERGENCE_OTLP_ENDPOINT", ""),
         )
         config.write_text(render.render(gateway))
         return render.command(config)

@@ -92,8 +92,8 @@ class Supervisor:
         self._add("bigquery", layout.bigquery_command(), tools)
         self._add("kms", layout.kms_command(), tools)
         datasets = f"http://{HOST}:{ports.bigquery_rest}/bigquery/v2/projects/{layout.project_id}/datasets"
-        self._until("the BigQuery emulator answers", lambda: _http_ok(datasets), "bigquery")
-        self._until("the key service listens", lambda: _listens(ports.kms), "kms")
+        self._until_http(datasets, "bigquery")
+        self._until_listens(ports.kms, "kms")
 
         self.say("setting up the central dataset")
         self._tool("setup-bigquery", "deploy.setup_bigquery_datasets")
@@ -103,13 +103,11 @@ class Supervisor:
         self.say("seeding the sample customer's billing export")
         self._tool("sample-data", "deploy.local.sample_data")
         for service in SERVICES:
-            port = ports.public[service]
-            self._until(f"{service} listens", lambda port=port: _listens(port), service)  # type: ignore[misc]
+            self._until_listens(ports.public[service], service)
 
         self.say("starting the gateway")
         self._add("gateway", layout.gateway_command(), tools)
-        health = f"http://{HOST}:{ports.gateway}/health"
-        self._until("the gateway says that all is healthy", lambda: _http_ok(health), "gateway")
+        self._until_http(f"http://{HOST}:{ports.gateway}/health", "gateway")
         self.ready = True
         self._write_state()
         self.say(f"ready after {time.monotonic() - began:.1f} s")
@@ -135,6 +133,12 @@ class Supervisor:
         self._write_state()
         if tool.process.returncode:
             raise StackError(f"{name} failed; the end of {log}:\n{processes.tail(log)}")
+
+    def _until_http(self, url: str, name: str) -> None:
+        self._until(f"{url} answers 200", lambda: _http_ok(url), name)
+
+    def _until_listens(self, port: int, name: str) -> None:
+        self._until(f"{name} listens", lambda: _listens(port), name)
 
     def _until(self, what: str, condition: Callable[[], bool], name: str) -> None:
         deadline = time.monotonic() + _BOOT_SECONDS
@@ -228,8 +232,16 @@ class Supervisor:
         self.layout.folder.pids_file.unlink(missing_ok=True)
 
 
-def supervise(folder: Folder, given: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Runs a stack in this process until it is told to end. Raises ``StackError``."""
+type Say = Callable[[str], None]
+type Make = Callable[[Folder, Mapping[str, str], Say], Supervisor]
+
+
+def _usual(folder: Folder, given: Mapping[str, str], say: Say) -> Supervisor:
+    return Supervisor(Layout.plan(folder, given), say)
+
+
+def supervise(folder: Folder, given: Mapping[str, str], say: Say, make: Make = _usual) -> None:
+    """Runs a stack in this process until it is told to end; ``make`` plans another one. Raises ``StackError``."""
     folder.make()
     with locked(folder) as mine:
         if not mine:
@@ -238,7 +250,7 @@ def supervise(folder: Folder, given: Mapping[str, str], say: Callable[[str], Non
         for log in folder.logs.glob("*.log"):
             if log.stat().st_size > _LOG_BYTES:
                 log.replace(log.with_suffix(".log.1"))
-        Supervisor(Layout.plan(folder, given), say).run()
+        make(folder, given, say).run()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from google.api_core.retry import AsyncRetry, if_exception_type
 from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
 from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
 
-from libs import errors, metrics
+from libs import errors, metrics, tracing
 from services.credential.secret import Secret
 from services.credential.states import Binding, Sealed
 
@@ -161,7 +161,8 @@ def _decrypt(key: bytes, ciphertext: bytes, aad: bytes) -> Secret:
 async def _answer(operation: str, call: Awaitable[Any]) -> Any:
     """What KMS answers, its refusals as ours. None of its texts holds a key, but none is public either."""
     try:
-        answer = await _translated(call)
+        with tracing.span(f"kms.{operation}", "CLIENT"):
+            answer = await _translated(call)
     except errors.Error as error:
         metrics.KMS_CALLS.labels(operation, error.reason).inc()
         raise

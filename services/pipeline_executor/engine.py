@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from libs import errors, logs
+from libs import errors, logs, tracing
 from services.pipeline_executor.domain import Outcome, StepStatus
 from services.pipeline_executor.run_context import Published, RunContext, StepEvent
 from services.pipeline_executor.steps import STEPS
@@ -174,7 +174,8 @@ class _Walk:
         )
         try:
             async with asyncio.timeout(step.timeout.total_seconds()):
-                return await self._steps[step.type](step.config).run(context)
+                with tracing.span(f"step {step.type}", step=step.name, run_id=self._context.pipeline_logging_id):
+                    return await self._steps[step.type](step.config).run(context)
         except errors.Error:
             raise
         except TimeoutError as exc:

@@ -18,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from libs import errors, logs, metrics
+from libs import errors, logs, metrics, tracing
 from libs.audit import AuditRecord
 from libs.bigquery import Warehouse
 from services.pipeline_executor.domain import (
@@ -147,7 +147,9 @@ class Execution:
     async def live(self) -> None:
         """Lives through the attempt; never raises."""
         try:
-            with logs.bound(tenant_id=self.key.tenant_id, run_id=self.key.run_id, attempt=str(self.key.attempt)):
+            ids = {"tenant_id": self.key.tenant_id, "run_id": self.key.run_id, "attempt": str(self.key.attempt)}
+            with logs.bound(**ids), tracing.span("run", pipeline=self.launch.pipeline.id) as span:
+                span.set(**ids)
                 await self._live()
         except errors.Error as failure:
             _log.info("run_not_started", reason=failure.reason)
