@@ -13,16 +13,16 @@ import random
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from libs import errors, logs, tracing
 from services.pipeline_executor.domain import Outcome, StepStatus
+from services.pipeline_executor.retry import pause
 from services.pipeline_executor.run_context import Published, RunContext, StepEvent
 from services.pipeline_executor.steps import STEPS
 from services.pipeline_executor.steps.staging import Staging
 from services.pipeline_executor.steps.step import Step, StepContext, StepResult
-from services.pipeline_executor.templates import Pipeline, PipelineStep, Retry
+from services.pipeline_executor.templates import Pipeline, PipelineStep
 
 _LOG = logs.get(__name__)
 _REPORT_SECONDS = 0.5
@@ -216,12 +216,6 @@ class _Walk:
                 await self._staging.drop()
         except TimeoutError:
             _LOG.warning("staging not cleaned up in time", run_id=self._context.pipeline_logging_id)
-
-
-def pause(retry: Retry, tries: int, jitter: float, retry_after: timedelta | None) -> timedelta:
-    """How long to wait after the n-th try: full jitter below a doubling bound, never less than the error asks for."""
-    bound = min(retry.cap, retry.base * float(1 << min(tries - 1, 30)))
-    return max(bound * jitter, retry_after or timedelta(0))
 
 
 async def _to_the_end[T](work: Awaitable[T]) -> T:

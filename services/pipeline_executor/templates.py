@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from libs import tables
 from libs.errors import FieldViolation, InvalidArgument, NotFound
 from services.pipeline_executor.providers import EXTRACTORS
+from services.pipeline_executor.retry import Retry
 from services.pipeline_executor.steps import STEPS
 from services.pipeline_executor.steps.extract import ExtractConfig
 from services.pipeline_executor.steps.step import PACKAGE, PIPELINES, StepConfig
@@ -33,15 +34,6 @@ _SOURCE = "source"
 
 class TemplateInvalid(ValueError):
     """A template that cannot be used; the text names file and field, one a line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often a step is tried, and the bounds of the jittered pause between tries."""
-
-    attempts: int
-    base: timedelta
-    cap: timedelta
 
 
 @dataclass(frozen=True, slots=True)

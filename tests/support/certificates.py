@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -37,15 +38,21 @@ class Authority:
         uri: str | None = None,
         valid: timedelta = timedelta(days=1),
         folder: str | None = None,
+        address: str | None = None,
     ) -> Tls:
-        """A key and certificate of ``peer`` (or with another ``uri``), valid for ``valid`` from now, past included."""
+        """A key and certificate of ``peer`` (or with another ``uri``), valid for ``valid`` from now, past included.
+
+        ``address`` is an IP address that it may also serve at.
+        """
         place = self.directory / (folder or peer)
         place.mkdir(exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [
+        names: list[x509.GeneralName] = [
             x509.UniformResourceIdentifier(f"spiffe://{TRUST_DOMAIN}/{peer}" if uri is None else uri),
             x509.DNSName(server_name(peer)),
         ]
+        if address is not None:
+            names.append(x509.IPAddress(ipaddress.ip_address(address)))
         built = self._builder(x509.Name([]), valid).public_key(key.public_key())
         built = built.add_extension(x509.SubjectAlternativeName(names), critical=True)
         signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())

@@ -7,15 +7,26 @@ from typing import Any
 
 from libs.errors import FieldViolation, InvalidArgument
 from services.pipeline_executor.providers.aws import AwsExtractor
+from services.pipeline_executor.providers.aws_findings import ConfigExtractor, SecurityHubExtractor
 from services.pipeline_executor.providers.azure import AzureExtractor
+from services.pipeline_executor.providers.azure_findings import DefenderExtractor, PolicyExtractor
 from services.pipeline_executor.providers.extraction import Extractor
 from services.pipeline_executor.providers.gcp import GcpExtractor
+from services.pipeline_executor.providers.gcp_findings import FindingsExtractor
 from services.pipeline_executor.providers.source import check
 
 EXTRACTORS: Mapping[str, Mapping[str, Extractor]] = {
-    "aws": {"cost_and_usage_report": AwsExtractor()},
-    "azure": {"cost_export": AzureExtractor()},
-    "gcp": {"billing_export": GcpExtractor()},
+    "aws": {
+        "cost_and_usage_report": AwsExtractor(),
+        "securityhub_findings": SecurityHubExtractor(),
+        "config_rules": ConfigExtractor(),
+    },
+    "azure": {
+        "cost_export": AzureExtractor(),
+        "policy_states": PolicyExtractor(),
+        "defender_assessments": DefenderExtractor(),
+    },
+    "gcp": {"billing_export": GcpExtractor(), "scc_findings": FindingsExtractor()},
 }
 
 

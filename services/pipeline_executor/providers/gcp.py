@@ -4,9 +4,6 @@ Both reads of a run, the totals and the rows, are of one snapshot: the instant t
 began to look (BigQuery's time travel and a Read session's ``snapshot_time``). The table only grows while it is read,
 so without this the two could differ by rows that came between. A stand-in that knows no snapshots in its Read API is
 caught by comparing the counts: the step is then tried again.
-
-Of the key only the identity and the private key are used. Its URLs (token_uri, universe) are not believed: the token
-is signed here and goes to Google's own endpoints, or to the local stack's.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
-import google.auth.transport.requests
 import grpc
 import pyarrow as pa
 import requests
@@ -38,7 +34,7 @@ from pydantic import Field, model_validator
 
 from libs import errors
 from libs.bigquery import Sql, TableRef, Warehouse, build_client
-from services.pipeline_executor.providers import gcp_export
+from services.pipeline_executor.providers import gcp_access, gcp_export
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.parquet import ParquetFile, conform_batch
 from services.pipeline_executor.providers.source import SourceModel, required
@@ -51,8 +47,6 @@ _TOTALS = Sql.load(_PACKAGE, "sql/gcp_source_totals.sql")
 _TOTALS_WITHOUT_CREDITS = Sql.load(_PACKAGE, "sql/gcp_source_totals_without_credits.sql")
 
 _SCOPES = ("https://www.googleapis.com/auth/bigquery",)
-_TOKEN_URI = "https://oauth2.googleapis.com/token"
-_KEY_FIELDS = ("project_id", "private_key_id", "private_key", "client_email", "client_id")
 _MAX_STREAMS = 4
 _TOTALS_SECONDS = 600.0
 # Whole rows are compared, in all partitions since the day: what that may cost a customer with a large export.
@@ -62,13 +56,12 @@ _RETRY = bigquery.DEFAULT_RETRY.with_timeout(_HTTP_SECONDS)
 _MEASURES = ("row_count", "cost", "credits", "distinct_rows")
 _THROTTLED = frozenset({"rateLimitExceeded", "jobRateLimitExceeded", "quotaExceeded", "concurrentQueriesExceeded"})
 _NOT_A_NUMBER = re.compile(r"numeric|decimal|could not cast|out of range|overflow|nan\b", re.IGNORECASE)
-_PROJECT = r"^(?:[a-z0-9.-]{1,60}:)?[a-z][a-z0-9-]{4,61}[a-z0-9]$"
 
 
 class Source(SourceModel):
     """Where the billing export lies; all of it may be left out where the key's project holds exactly one."""
 
-    project_id: str | None = Field(default=None, pattern=_PROJECT)
+    project_id: str | None = Field(default=None, pattern=gcp_access.PROJECT)
     dataset_id: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,1023}$")
     table_id: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,1023}$")
     location: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9-]{1,40}$")
@@ -88,13 +81,6 @@ class _Access:
     project_id: str
     endpoint: str | None
     storage_endpoint: str | None
-
-
-class _LocalCredentials(service_account.Credentials):
-    """Signs as in the cloud, but asks Google nothing: the library else looks up where the account may be used."""
-
-    def _maybe_start_regional_access_boundary_refresh(self, request: Any, url: str) -> None:
-        return None
 
 
 class GcpExtractor:
@@ -137,27 +123,8 @@ class GcpExtractor:
 
 
 def _access(secret: Secret, request: ExtractRequest) -> _Access:
-    key = secret.reveal()
-    project_id = key.get("project_id")
-    if not isinstance(project_id, str) or not re.fullmatch(_PROJECT, project_id):
-        raise _unusable_key()
-    info = {name: key[name] for name in _KEY_FIELDS if isinstance(key.get(name), str)}
-    try:
-        kind = _LocalCredentials if request.endpoints.bigquery else service_account.Credentials
-        credentials = kind.from_service_account_info(  # type: ignore[no-untyped-call]
-            {**info, "type": "service_account", "token_uri": _TOKEN_URI}, always_use_jwt_access=True, scopes=_SCOPES
-        )
-    except (ValueError, auth.GoogleAuthError):
-        # Without its cause: the library's texts may quote the key.
-        raise _unusable_key() from None
+    credentials, project_id = gcp_access.credentials(secret, _SCOPES, local=request.endpoints.bigquery is not None)
     return _Access(credentials, project_id, request.endpoints.bigquery, request.endpoints.bigquery_storage)
-
-
-def _unusable_key() -> errors.FailedPrecondition:
-    return errors.FailedPrecondition(
-        "CREDENTIAL_UNUSABLE",
-        "The stored GCP credential is not a usable service-account key: store the key's JSON as it was downloaded.",
-    )
 
 
 @contextlib.contextmanager
@@ -344,15 +311,10 @@ class _Reader:
             client = BigQueryReadClient(credentials=self._access.credentials)  # type: ignore[no-untyped-call]
             self._close = client.transport.close
             return client, ()
-        # The local stand-in speaks plain text, over which gRPC sends no call credentials: the header is set by hand.
         channel = grpc.insecure_channel(endpoint, options=[("grpc.max_receive_message_length", -1)])
         self._close = channel.close
-        headers: dict[str, str] = {}
-        self._access.credentials.before_request(  # type: ignore[no-untyped-call]
-            google.auth.transport.requests.Request(), "POST", f"http://{endpoint}", headers
-        )
         local = BigQueryReadClient(transport=BigQueryReadGrpcTransport(channel=channel))  # type: ignore[no-untyped-call]
-        return local, list(headers.items())
+        return local, gcp_access.headers(self._access.credentials, f"http://{endpoint}")
 
 
 # ------------------------------------------------------------------------------------------------- errors

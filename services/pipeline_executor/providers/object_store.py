@@ -20,9 +20,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl
 
-import boto3
-import botocore
-import botocore.config
 import botocore.exceptions
 import google.auth.exceptions
 import google.auth.transport.requests
@@ -32,6 +29,8 @@ from obstore import exceptions as obs
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 from libs import errors
+from services.pipeline_executor.providers import aws_access
+from services.pipeline_executor.providers.source import refuse_stand_in
 from services.pipeline_executor.run_context import Secret, SourceEndpoints
 
 MOST_OBJECTS = 200_000
@@ -39,11 +38,6 @@ _CHUNK = 8 * 2**20
 _MOST_READ = 64 * 2**20
 _GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _REGION = re.compile(r"[a-z]{2}(-[a-z]{2,12}){1,3}-[0-9]{1,2}", re.ASCII)
-_BOTO: Any = botocore.config.Config(
-    connect_timeout=15, read_timeout=30, retries={"max_attempts": 3, "mode": "standard"}
-)
-_HOMES = {"aws": "us-east-1", "aws-cn": "cn-north-1", "aws-us-gov": "us-gov-west-1"}
-_SESSION = timedelta(hours=1)
 _GCS_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 # What storages say, in the texts that obstore passes on.
 _REJECTED = (
@@ -52,7 +46,6 @@ _REJECTED = (
 )
 _DENIED = "AccessDenied|AuthorizationPermissionMismatch|AuthorizationFailure|AllAccessDisabled| 403 |403 Forbidden"
 _MISSING = "NoSuchBucket|ContainerNotFound|The specified bucket does not exist"
-_THROTTLED = "SlowDown|TooManyRequests|ServerBusy|RequestLimitExceeded|Throttling|429 Too Many"
 _ELSEWHERE = "PermanentRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraint|301 Moved"
 
 
@@ -96,8 +89,7 @@ async def open_store(place: Place, secret: Secret, endpoints: SourceEndpoints) -
     Raises ``FailedPrecondition``: CREDENTIAL_UNUSABLE, CREDENTIAL_EXPIRED, CREDENTIAL_REJECTED, SOURCE_INVALID (an
     ``endpoint_url`` in a deployment); ``Unavailable`` if AWS does not answer.
     """
-    if place.endpoint_url is not None and endpoints.bigquery is None:
-        raise errors.FailedPrecondition("SOURCE_INVALID", "source.endpoint_url is for a stack on one machine only.")
+    refuse_stand_in(place.endpoint_url, endpoints)
     return Store(place, await place.open(secret.reveal()))
 
 
@@ -105,7 +97,7 @@ class Store:
     """A place that is open. Every failure is one of ``libs.errors`` and says what the customer can do about it:
 
     ``FailedPrecondition``: CREDENTIAL_REJECTED (expired, revoked, mistyped), SOURCE_ACCESS_DENIED, SOURCE_NOT_FOUND,
-    SOURCE_INVALID; ``Unavailable``: SOURCE_CHANGED, SOURCE_THROTTLED, SOURCE_UNAVAILABLE.
+    SOURCE_INVALID; ``Unavailable``: SOURCE_CHANGED, SOURCEaws_access.THROTTLED, SOURCE_UNAVAILABLE.
     """
 
     def __init__(self, place: Place, store: ObjectStore) -> None:
@@ -190,9 +182,9 @@ def _failure(exc: Exception, place: Place, path: str | None) -> errors.Error:
         return _rejected(place)
     if re.search(_MISSING, text):
         return _missing(place)
-    if re.search(_THROTTLED, text):
+    if re.search(aws_access.THROTTLED, text):
         return errors.Unavailable(
-            "SOURCE_THROTTLED",
+            "SOURCEaws_access.THROTTLED",
             f"{place.provider} storage takes no more requests at this time; try again later.",
             retry_after=timedelta(seconds=30),
         )
@@ -378,13 +370,11 @@ class S3Bucket:
 
     async def open(self, key: Mapping[str, Any]) -> ObjectStore:
         """Raises ``libs.errors``."""
-        if isinstance(key.get("role_arn"), str) and isinstance(key.get("external_id"), str):
-            provide: Any = _Role(self, key["role_arn"], key["external_id"])
+        if aws_access.is_role(key):
+            provide: Any = _Role(self, key)
             await provide()
-        elif all(isinstance(key.get(name), str) for name in ("access_key_id", "secret_access_key")):
-            provide = _Key(key)
         else:
-            raise _unusable(self.provider, _AWS_FORMS)
+            provide = _Key(aws_access.keys(key, self.region, self.endpoint_url))
         region = self.region or await self._home(await provide())
         endpoint = self.endpoint_url or f"https://s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
         # Both names of the address: the environment's would be taken for the one that is left out.
@@ -396,7 +386,7 @@ class S3Bucket:
             return "us-east-1"
 
         def ask() -> str:
-            client = _boto("s3", "us-east-1", None, key)
+            client = aws_access.client("s3", "us-east-1", None, key)
             try:
                 answer = client.head_bucket(Bucket=self.bucket)
             except botocore.exceptions.ClientError as exc:
@@ -412,97 +402,28 @@ class S3Bucket:
         return region if _REGION.fullmatch(region) else "us-east-1"
 
 
-def _boto(service: str, region: str, endpoint_url: str | None, key: Mapping[str, Any] | None) -> Any:
-    signing: dict[str, Any] = {}
-    if key is not None:
-        signing = {
-            "aws_access_key_id": key["access_key_id"],
-            "aws_secret_access_key": key["secret_access_key"],
-            "aws_session_token": key.get("token"),
-        }
-    session: Any = boto3.session.Session()
-    return session.client(service, region, endpoint_url=endpoint_url, config=_BOTO, **signing)
-
-
-_AWS_FORMS = "neither an access key nor a role with an external id"
-
-
 class _Key:
     """An access key as obstore asks for it."""
 
     def __init__(self, key: Mapping[str, Any]) -> None:
-        self._key = {
-            "access_key_id": key["access_key_id"],
-            "secret_access_key": key["secret_access_key"],
-            "token": key.get("session_token"),
-            "expires_at": None,
-        }
+        self._key = key
 
-    async def __call__(self) -> dict[str, Any]:
+    async def __call__(self) -> Mapping[str, Any]:
         return self._key
 
 
 class _Role:
     """Session keys of a role, assumed anew before they end."""
 
-    def __init__(self, place: S3Bucket, role_arn: str, external_id: str) -> None:
+    def __init__(self, place: S3Bucket, secret: Mapping[str, Any]) -> None:
         self._place = place
-        self._role_arn = role_arn
-        self._external_id = external_id
+        self._secret = secret
         self._lock = asyncio.Lock()
         self._held: dict[str, Any] | None = None
 
     async def __call__(self) -> dict[str, Any]:
         async with self._lock:
             if self._held is None or self._held["expires_at"] < datetime.now(UTC) + timedelta(minutes=10):
-                self._held = await asyncio.to_thread(self._assume)
+                place = self._place
+                self._held = await asyncio.to_thread(aws_access.keys, self._secret, place.region, place.endpoint_url)
             return self._held
-
-    def _assume(self) -> dict[str, Any]:
-        place = self._place
-        region = place.region or _HOMES.get(self._role_arn.split(":")[1], "us-east-1")
-        # A stand-in has no identities: any name serves.
-        ours = None if place.endpoint_url is None else {"access_key_id": "STANDIN", "secret_access_key": "stand-in"}
-        failure: errors.Error
-        try:
-            client = _boto("sts", region, place.endpoint_url or _sts(region), ours)
-            try:
-                answer = client.assume_role(
-                    RoleArn=self._role_arn,
-                    RoleSessionName="convergence",
-                    ExternalId=self._external_id,
-                    DurationSeconds=int(_SESSION.total_seconds()),
-                )
-            finally:
-                client.close()
-        except botocore.exceptions.ClientError as exc:
-            code = exc.response.get("Error", {}).get("Code", "")
-            if re.search(_THROTTLED, code) or code.startswith(("Internal", "ServiceUnavailable")):
-                failure = errors.Unavailable("SOURCE_THROTTLED", "AWS STS takes no more requests now; try again later.")
-            else:
-                failure = errors.FailedPrecondition(
-                    "CREDENTIAL_REJECTED",
-                    f"AWS does not let us assume the role {self._role_arn}: let it trust our identity with the "
-                    "external id that its credential shows.",
-                )
-        except botocore.exceptions.ParamValidationError:
-            failure = _unusable(place.provider, _AWS_FORMS)
-        except botocore.exceptions.NoCredentialsError:
-            failure = errors.FailedPrecondition(
-                "PLATFORM_IDENTITY_MISSING", "This platform has no AWS identity to assume roles with: store a key."
-            )
-        except botocore.exceptions.BotoCoreError:
-            failure = errors.Unavailable("SOURCE_UNAVAILABLE", "AWS STS did not answer; try again.")
-        else:
-            found = answer["Credentials"]
-            return {
-                "access_key_id": found["AccessKeyId"],
-                "secret_access_key": found["SecretAccessKey"],
-                "token": found["SessionToken"],
-                "expires_at": found["Expiration"].astimezone(UTC),  # obstore takes this zone only
-            }
-        raise failure
-
-
-def _sts(region: str) -> str:
-    return f"https://sts.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"

@@ -178,7 +178,14 @@ class ParquetFile:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            with self._lock:
+                self._writer.close()
+
+    def close(self) -> None:
+        """Writes what is held, and the file's end."""
         with self._lock:
-            if kind is None:
-                self._flush()
+            self._flush()
             self._writer.close()

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from libs.errors import FieldViolation, InvalidArgument
+from libs.errors import FailedPrecondition, FieldViolation, InvalidArgument
+from services.pipeline_executor.run_context import SourceEndpoints
 
 
 class SourceModel(BaseModel):
@@ -58,6 +59,12 @@ def check(
     return {name: value for name, value in source.items() if name in taken and value is not None}
 
 
+def refuse_stand_in(endpoint_url: str | None, endpoints: SourceEndpoints) -> None:
+    """No address a customer writes is asked, except on one machine, where clouds are stood in for."""
+    if endpoint_url is not None and endpoints.bigquery is None:
+        raise FailedPrecondition("SOURCE_INVALID", "source.endpoint_url is for a stack on one machine only.")
+
+
 def required(field: str) -> ValueError:
     """What a model raises for a field that another one, or nothing, stands in for."""
     return ValueError(field)
@@ -66,7 +73,7 @@ def required(field: str) -> ValueError:
 def _said(kind: str, loc: tuple[int | str, ...], message: str) -> tuple[str, str]:
     if not loc:
         return f"source.{message.removeprefix('Value error, ')}", "is required."
-    name = ".".join(("source", *map(str, loc)))
+    name = f"source.{loc[0]}"
     match kind:
         case "missing":
             return name, "is required."

@@ -14,7 +14,8 @@ import pytest
 from libs import errors
 from libs.bigquery import TableRef, Warehouse
 from libs.tenancy import TenantId
-from services.pipeline_executor.engine import Engine, pause
+from services.pipeline_executor.engine import Engine
+from services.pipeline_executor.retry import Retry, pause
 from services.pipeline_executor.run_context import (
     Outcome,
     Published,
@@ -24,7 +25,7 @@ from services.pipeline_executor.run_context import (
     StepStatus,
 )
 from services.pipeline_executor.steps.step import StepConfig, StepContext, StepResult
-from services.pipeline_executor.templates import Pipeline, PipelineStep, Retry
+from services.pipeline_executor.templates import Pipeline, PipelineStep
 from tests.support.billing import MemoryJournal
 
 type Behaviour = Callable[[StepContext], Awaitable[StepResult]]
