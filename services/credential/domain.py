@@ -98,7 +98,7 @@ class Cipher(Protocol):
 class Validator(Protocol):
     """Asks one provider whether a secret works, cheaply and without changing anything there."""
 
-    async def validate(self, kind: Kind, secret: Secret, source: Mapping[str, str], external_id: str) -> Verdict:
+    async def validate(self, kind: Kind, secret: Secret, source: Mapping[str, Any], external_id: str) -> Verdict:
         """PENDING if the provider does not answer; INVALID only for a definite refusal."""
         ...
 
@@ -166,7 +166,7 @@ class Credentials:
         self._finishing = Finishing()
 
     async def create(
-        self, tenant_id: TenantId, draft: Draft, *, name: str, source: Mapping[str, str] | None
+        self, tenant_id: TenantId, draft: Draft, *, name: str, source: Mapping[str, Any] | None
     ) -> Created:
         """Stores a secret: the first version under this name, or one more.
 
@@ -219,7 +219,7 @@ class Credentials:
         rows = await self._store.list(tenant_id, provider=wanted, after=after, limit=limit)
         return [row.as_of(self._now()) for row in rows if row.tenant_id == tenant_id]
 
-    async def update_source(self, tenant_id: TenantId, credential_id: str, source: Mapping[str, str]) -> Credential:
+    async def update_source(self, tenant_id: TenantId, credential_id: str, source: Mapping[str, Any]) -> Credential:
         """Replaces the source, if the provider does not definitely refuse the secret there."""
         row = await self._live(tenant_id, credential_id)
         verdict = await self._open_and_ask(row, source)
@@ -310,7 +310,7 @@ class Credentials:
         await self._tell(action, row.tenant_id, cid, provider=row.provider, name=row.name, status=row.status)
         return row
 
-    async def _open_and_ask(self, row: Credential, source: Mapping[str, str]) -> Verdict:
+    async def _open_and_ask(self, row: Credential, source: Mapping[str, Any]) -> Verdict:
         with await self._open(row, purpose="validate") as secret:
             verdict = await self._ask(row.provider, row.current.kind, secret, source, row.credential_id)
         waiting = row.current.kind is Kind.ROLE and not row.current.worked and not verdict.final
@@ -331,7 +331,7 @@ class Credentials:
         return secret
 
     async def _ask(
-        self, provider: Provider, kind: Kind, secret: Secret, source: Mapping[str, str], cid: str
+        self, provider: Provider, kind: Kind, secret: Secret, source: Mapping[str, Any], cid: str
     ) -> Verdict:
         validator = self._validators.get(provider)
         if validator is None:

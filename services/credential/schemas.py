@@ -183,6 +183,8 @@ class _Sas(_Strict):
 
 
 class _GcpSource(_Strict):
+    """Of all data sets: a billing export's table, and what Security Command Center finds under."""
+
     project_id: Annotated[str, _text(r"^([a-z0-9.\-]{1,100}:)?[a-z][a-z0-9\-]{2,61}[a-z0-9]$")] | None = Field(
         None, description="the id of the project that holds the billing export"
     )
@@ -190,6 +192,9 @@ class _GcpSource(_Strict):
     table_id: Annotated[str, _text(r"^[A-Za-z0-9_\-]+$", 1024)] | None = Field(None, description="the table's name")
     location: Annotated[str, _text(r"^[A-Za-z0-9\-]{2,40}$")] | None = Field(
         None, description="such as US or europe-west1"
+    )
+    parent: Annotated[str, _text(r"^((organizations|folders)/[0-9]{1,20}|projects/[a-z0-9.:\-]{1,100})$")] | None = (
+        Field(None, description="organizations/<number>, folders/<number> or projects/<id>")
     )
 
     @model_validator(mode="after")
@@ -199,7 +204,12 @@ class _GcpSource(_Strict):
         return self
 
 
+_Region = Annotated[str, _text(r"^[a-z]{2}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$")]
+
+
 class _AwsSource(_Strict):
+    """Of all data sets: exports in a bucket, and the regions whose findings are read."""
+
     bucket: Annotated[str, _text(r"^[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]$")] | None = Field(
         None, description="a bucket's name"
     )
@@ -207,12 +217,15 @@ class _AwsSource(_Strict):
     export_name: Annotated[str, _text(r"^[A-Za-z0-9!_.*'()\-]{1,128}$")] | None = Field(
         None, description="the export's name"
     )
-    region: Annotated[str, _text(r"^[a-z]{2}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$")] | None = Field(
-        None, description="such as eu-west-1"
+    region: _Region | None = Field(None, description="such as eu-west-1")
+    regions: Annotated[list[_Region], Field(min_length=1, max_length=50)] | None = Field(
+        None, description="a list of regions, such as eu-west-1"
     )
 
 
 class _AzureSource(_Strict):
+    """Of all data sets: exports in a container, and the subscriptions whose findings are read."""
+
     storage_account: Annotated[str, _text(r"^[a-z0-9]{3,24}$")] | None = Field(
         None, description="a storage account's name"
     )
@@ -221,21 +234,28 @@ class _AzureSource(_Strict):
     )
     directory: _Printable | None = Field(None, description="the directory of the exports")
     export_name: Annotated[str, _text(r"^[A-Za-z0-9_\-]{1,128}$")] | None = Field(None, description="the export's name")
+    subscription_ids: Annotated[list[Annotated[str, _text(_GUID)]], Field(min_length=1, max_length=500)] | None = Field(
+        None, description="a list of ids of subscriptions, each a GUID"
+    )
 
 
 _Url = Annotated[str, _text(r"^[\x21-\x7e]+$", 512), AfterValidator(_endpoint)]
 
 
+class _LocalGcpSource(_GcpSource):
+    endpoint_url: _Url | None = Field(None, description="http://host:port of a stand-in of Security Command Center")
+
+
 class _LocalAwsSource(_AwsSource):
-    endpoint_url: _Url | None = Field(None, description="http://host:port of an S3 stand-in")
+    endpoint_url: _Url | None = Field(None, description="http://host:port of a stand-in of AWS")
 
 
 class _LocalAzureSource(_AzureSource):
-    endpoint_url: _Url | None = Field(None, description="http://host:port of a blob storage stand-in")
+    endpoint_url: _Url | None = Field(None, description="http://host:port of a stand-in of Azure")
 
 
 _SOURCES: Final[dict[Provider, tuple[type[_Strict], type[_Strict]]]] = {
-    Provider.GCP: (_GcpSource, _GcpSource),
+    Provider.GCP: (_GcpSource, _LocalGcpSource),
     Provider.AWS: (_AwsSource, _LocalAwsSource),
     Provider.AZURE: (_AzureSource, _LocalAzureSource),
 }
@@ -247,7 +267,7 @@ def parse_credentials(provider: Provider, given: Mapping[str, Any], now: datetim
     return draft
 
 
-def parse_source(provider: Provider, given: Mapping[str, Any], *, stand_ins: bool) -> dict[str, str]:
+def parse_source(provider: Provider, given: Mapping[str, Any], *, stand_ins: bool) -> dict[str, Any]:
     """Where the data lie. ``stand_ins`` allows ``endpoint_url``. Raises ``InvalidArgument(SOURCE_INVALID)``."""
     parsed = _parse(_SOURCES[provider][stand_ins], given, "source")
     return parsed.model_dump(exclude_none=True)

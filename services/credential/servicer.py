@@ -147,7 +147,7 @@ def _status(row: Credential) -> pb.Credential.Status.ValueType:
     return pb.Credential.Status.Value(row.status.value)
 
 
-def _struct(fields: Mapping[str, str]) -> Struct:
+def _struct(fields: Mapping[str, Any]) -> Struct:
     struct = Struct()
     struct.update(dict(fields))
     return struct

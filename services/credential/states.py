@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from libs import errors
 from services.credential.secret import Secret
@@ -120,7 +120,7 @@ class Credential:
     version: int
     status: Status
     status_reason: str
-    source: Mapping[str, str]
+    source: Mapping[str, Any]
     secrets: tuple[SecretVersion, ...]
     last_number: int
     first_id: str
@@ -198,7 +198,7 @@ class Put:
     sealed: Sealed
     display: str
     expire_time: datetime | None
-    source: Mapping[str, str] | None
+    source: Mapping[str, Any] | None
     verdict: Verdict
 
 
@@ -207,7 +207,7 @@ class SetSource:
     """Where the data lie, whole, and what the provider said with it."""
 
     tenant_id: str
-    source: Mapping[str, str]
+    source: Mapping[str, Any]
     version_id: str
     verdict: Verdict
 
@@ -218,7 +218,7 @@ class Judge:
 
     tenant_id: str
     version_id: str
-    source: Mapping[str, str]
+    source: Mapping[str, Any]
     verdict: Verdict
     time: datetime
 

@@ -62,7 +62,7 @@ class _Threaded:
         self._provider = provider
         self._ask = ask
 
-    async def validate(self, kind: Kind, secret: Secret, source: Mapping[str, str], external_id: str) -> Verdict:
+    async def validate(self, kind: Kind, secret: Secret, source: Mapping[str, Any], external_id: str) -> Verdict:
         try:
             return await asyncio.to_thread(lambda: self._ask(kind, secret.fields(), source, external_id))
         except Exception:
@@ -71,7 +71,7 @@ class _Threaded:
 
 
 def _ask_bigquery(
-    endpoint: str | None, _kind: Kind, fields: Mapping[str, str], source: Mapping[str, str], _external_id: str
+    endpoint: str | None, _kind: Kind, fields: Mapping[str, str], source: Mapping[str, Any], _external_id: str
 ) -> Verdict:
     """Reads the metadata of what the source names, with the key signing its own tokens: no token address is called."""
     own = service_account.Credentials if endpoint is None else _StandInCredentials
@@ -109,7 +109,7 @@ class _StandInCredentials(service_account.Credentials):
         return False
 
 
-def _look(client: Client, project: str, source: Mapping[str, str]) -> None:
+def _look(client: Client, project: str, source: Mapping[str, Any]) -> None:
     options: dict[str, Any] = {"retry": None, "timeout": _ANSWER_SECONDS}
     if "dataset_id" not in source:
         next(iter(client.list_datasets(max_results=1, **options)), None)
@@ -121,11 +121,11 @@ def _look(client: Client, project: str, source: Mapping[str, str]) -> None:
         client.get_dataset(dataset, **options)
 
 
-def _ask_aws(kind: Kind, fields: Mapping[str, str], source: Mapping[str, str], external_id: str) -> Verdict:
+def _ask_aws(kind: Kind, fields: Mapping[str, str], source: Mapping[str, Any], external_id: str) -> Verdict:
     """Asks STS whose key it is, which needs no permission; of a role, for the shortest session it gives."""
     if kind is Kind.ROLE:
         return _assume(fields["role_arn"], source, external_id)
-    region = source.get("region", "us-east-1")
+    region = _region(source) or "us-east-1"
     host = f"https://sts.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
     query = "/?Action=GetCallerIdentity&Version=2011-06-15"
     key = aws.AwsSecurityCredentials(fields["access_key_id"], fields["secret_access_key"], fields.get("session_token"))
@@ -138,14 +138,19 @@ def _ask_aws(kind: Kind, fields: Mapping[str, str], source: Mapping[str, str], e
     return Verdict(Status.PENDING, "AWS did not answer; it will be asked again.")
 
 
-def _assume(role_arn: str, source: Mapping[str, str], external_id: str) -> Verdict:
+def _region(source: Mapping[str, Any]) -> str | None:
+    region: str | None = source.get("region") or next(iter(source.get("regions", ())), None)
+    return region
+
+
+def _assume(role_arn: str, source: Mapping[str, Any], external_id: str) -> Verdict:
     """Assumes the role as the platform's own AWS identity, with the external id that we issued; drops the session."""
     stand_in = source.get("endpoint_url")
     # The platform's own identity is shown to AWS only.
     own = boto3.Session("stand-in", "stand-in") if stand_in else boto3.Session()
     sts = own.client(
         "sts",
-        region_name=source.get("region", _STS_HOMES[role_arn.split(":")[1]]),
+        region_name=_region(source) or _STS_HOMES[role_arn.split(":")[1]],
         endpoint_url=stand_in,
         config=Config(
             connect_timeout=_CONNECT_SECONDS, read_timeout=_ANSWER_SECONDS, retries={"total_max_attempts": 1}
@@ -191,7 +196,7 @@ def _denied(refused: ClientError) -> bool:
     return bool(refused.response.get("Error", {}).get("Code") == "AccessDenied")
 
 
-def _ask_azure(kind: Kind, fields: Mapping[str, str], source: Mapping[str, str], _external_id: str) -> Verdict:
+def _ask_azure(kind: Kind, fields: Mapping[str, str], source: Mapping[str, Any], _external_id: str) -> Verdict:
     return _ask_entra(fields) if kind is Kind.SERVICE_PRINCIPAL else _ask_storage(fields, source)
 
 
@@ -217,7 +222,7 @@ def _ask_entra(fields: Mapping[str, str]) -> Verdict:
     return Verdict(Status.PENDING, "Microsoft Entra did not answer; it will be asked again.")
 
 
-def _ask_storage(fields: Mapping[str, str], source: Mapping[str, str]) -> Verdict:
+def _ask_storage(fields: Mapping[str, str], source: Mapping[str, Any]) -> Verdict:
     """Lists one blob of the container with the signature."""
     if "container" not in source or not {"storage_account", "endpoint_url"} & source.keys():
         return Verdict(

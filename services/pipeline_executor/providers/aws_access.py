@@ -6,15 +6,16 @@ never for an address. No text of AWS's failures is kept.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from datetime import UTC, timedelta
 from typing import Any, Final
 
-import boto3
-import botocore
 import botocore.config
 import botocore.exceptions
+import botocore.loaders
+import botocore.session
 
 from libs import errors
 
@@ -41,8 +42,15 @@ def client(
         retries={"total_max_attempts": attempts, "mode": "standard"},
         ignore_configured_endpoint_urls=True,
     )
-    session: Any = boto3.session.Session()
-    return session.client(service, region, endpoint_url=endpoint_url, config=config, **signing)
+    session: Any = botocore.session.get_session()
+    session.register_component("data_loader", _models())
+    return session.create_client(service, region, endpoint_url=endpoint_url, config=config, **signing)
+
+
+@functools.cache
+def _models() -> Any:
+    """The descriptions of AWS's services, some of them megabytes of JSON: read once, not for each client."""
+    return botocore.loaders.create_loader()
 
 
 def is_role(secret: Mapping[str, Any]) -> bool:

@@ -97,7 +97,7 @@ class Store:
     """A place that is open. Every failure is one of ``libs.errors`` and says what the customer can do about it:
 
     ``FailedPrecondition``: CREDENTIAL_REJECTED (expired, revoked, mistyped), SOURCE_ACCESS_DENIED, SOURCE_NOT_FOUND,
-    SOURCE_INVALID; ``Unavailable``: SOURCE_CHANGED, SOURCEaws_access.THROTTLED, SOURCE_UNAVAILABLE.
+    SOURCE_INVALID; ``Unavailable``: SOURCE_CHANGED, SOURCE_THROTTLED, SOURCE_UNAVAILABLE.
     """
 
     def __init__(self, place: Place, store: ObjectStore) -> None:
@@ -184,7 +184,7 @@ def _failure(exc: Exception, place: Place, path: str | None) -> errors.Error:
         return _missing(place)
     if re.search(aws_access.THROTTLED, text):
         return errors.Unavailable(
-            "SOURCEaws_access.THROTTLED",
+            "SOURCE_THROTTLED",
             f"{place.provider} storage takes no more requests at this time; try again later.",
             retry_after=timedelta(seconds=30),
         )

@@ -244,12 +244,25 @@ def test_sources():
         "dataset_id": "billing",
         "table_id": "gcp_billing_export_v1_A",
         "location": "US",
+        "parent": "organizations/123456",
     }
     assert parse_source(Provider.GCP, whole, stand_ins=False) == whole
     assert parse_source(Provider.GCP, {}, stand_ins=False) == {}
-    aws = {"bucket": "acme-billing", "prefix": "exports/daily", "export_name": "focus", "region": "eu-central-1"}
+    aws: dict[str, object] = {
+        "bucket": "acme-billing",
+        "prefix": "exports/daily",
+        "export_name": "focus",
+        "region": "eu-central-1",
+    }
+    aws["regions"] = ["eu-central-1", "us-east-1"]
     assert parse_source(Provider.AWS, aws, stand_ins=False) == aws
-    azure = {"storage_account": "acme", "container": "exports", "directory": "daily", "export_name": "focus"}
+    azure: dict[str, object] = {
+        "storage_account": "acme",
+        "container": "exports",
+        "directory": "daily",
+        "export_name": "focus",
+    }
+    azure["subscription_ids"] = ["0b06d9ea-afe6-4779-bd59-30e5c2d9d13f"]
     assert parse_source(Provider.AZURE, azure, stand_ins=False) == azure
 
 
@@ -260,7 +273,11 @@ def test_sources():
         (Provider.GCP, {"dataset_id": "d`; --"}, "dataset_id"),
         (Provider.GCP, {"dataset_id": None, "table": "t"}, "table"),
         (Provider.GCP, {"location": "us/../x"}, "location"),
-        (Provider.GCP, {"endpoint_url": "http://127.0.0.1:1"}, "endpoint_url"),
+        (Provider.GCP, {"endpoint_url": "file:///x"}, "endpoint_url"),
+        (Provider.GCP, {"parent": "organizations/1/sources/-"}, "parent"),
+        (Provider.AWS, {"regions": ["eu-west-1", "evil.example"]}, "regions"),
+        (Provider.AWS, {"regions": "eu-west-1"}, "regions"),
+        (Provider.AZURE, {"subscription_ids": ["../x"]}, "subscription_ids"),
         (Provider.AWS, {"region": "evil.example/x"}, "region"),
         (Provider.AWS, {"bucket": "a/../b"}, "bucket"),
         (Provider.AZURE, {"storage_account": "acme.evil.example#"}, "storage_account"),
@@ -274,7 +291,7 @@ def test_a_bad_source_is_named(provider, given_source, named):
     assert f"source.{named}" in fields(refused.value)
 
 
-@pytest.mark.parametrize("provider", [Provider.AWS, Provider.AZURE])
+@pytest.mark.parametrize("provider", list(Provider))
 def test_stand_ins_are_for_the_local_stack(provider):
     stand_in = {"endpoint_url": "http://127.0.0.1:10000/devstoreaccount1"}
     assert parse_source(provider, stand_in, stand_ins=True) == stand_in

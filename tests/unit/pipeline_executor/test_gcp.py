@@ -77,7 +77,7 @@ def test_good_sources(source: dict[str, Any]) -> None:
         ({"project_id": "acme-billing", "dataset_id": "b`; DROP"}, "source.dataset_id"),
         ({"dataset_id": "b", "table_id": "t$20251117"}, "source.table_id"),
         ({"table_id": "t"}, "source.dataset_id"),
-        ({"endpoint_url": "http://169.254.169.254"}, "source.endpoint_url"),
+        ({"token_uri": "http://169.254.169.254"}, "source.token_uri"),
         ({"location": "US; x"}, "source.location"),
     ],
 )
