@@ -462,7 +462,11 @@ class Warehouse:
         )
         self._complete.update((dataset, schema.name, schema) for schema in schemas)
         due = [v for v in views if v.name not in present or (dataset, v.name, v) not in self._complete]
-        await asyncio.gather(*(self.run(self._make_view, dataset, view) for view in due))
+        names = {view.name for view in views}
+        upper = [view for view in due if names & set(PLACEHOLDER.findall(view.text))]
+        # Those that read others come after them.
+        for level in ([view for view in due if view not in upper], upper):
+            await asyncio.gather(*(self.run(self._make_view, dataset, view) for view in level))
         self._complete.update((dataset, view.name, view) for view in views)
         return [schema.name for schema, created in zip(missing, made, strict=False) if created]
 

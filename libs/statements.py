@@ -24,6 +24,8 @@ type Value = Scalar | Typed | Sequence[Scalar] | None
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,1023}", re.ASCII)
 _PROJECT = re.compile(r"(?:[a-z0-9.-]{1,60}:)?[a-z][a-z0-9-]{0,61}[a-z0-9]", re.ASCII)
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_COMMENT = re.compile(r"--[^\n]*")
+_PARAMETER = re.compile(r"(?<!@)@([a-z_][a-z0-9_]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,11 @@ class Sql:
         """Reads ``name`` (``sql/read_quotas.sql``) beside the modules of ``package`` (``services.tenant``)."""
         text = importlib.resources.files(package).joinpath(name).read_text("utf-8")
         return cls(f"{package}/{name}", text)
+
+    def takes(self, params: Mapping[str, Value]) -> dict[str, Value]:
+        """Those of the values that the statement names: what many statements may use is offered to each."""
+        named = set(_PARAMETER.findall(_COMMENT.sub("", self.text)))
+        return {name: value for name, value in params.items() if name in named}
 
     def with_tables(self, **tables: TableRef) -> Sql:
         """Puts quoted table names for ``{name}``; ``ValueError`` if names and placeholders differ."""

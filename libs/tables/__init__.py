@@ -1,9 +1,9 @@
 """Table schemas as text: one ``<table>.schema.json`` per table, in a folder per group.
 
 ``central`` are the eight tables of dataset ``tenants``, ``helper`` stand beside them, ``x_meta`` and one folder per
-provider are created in every tenant's own dataset, and ``focus`` with every provider: its table is shared by them. A
-``.sql`` file in a group is a view of the tables of that group, which stand in it as ``{table}``. These files are the
-only truth about columns: a column added here reaches every existing table with the next ``Warehouse.ensure_tables``.
+provider are created in every tenant's own dataset, and the shared ``focus`` and ``compliance`` with every provider.
+A ``.sql`` file in a group is a view; the tables and views it reads stand in it as ``{table}``. These files are the only
+truth about columns: a column added here reaches every existing table with the next ``Warehouse.ensure_tables``.
 Columns are only ever added.
 """
 
@@ -20,7 +20,7 @@ from google.cloud.bigquery import SchemaField
 
 _SUFFIX = ".schema.json"
 _VIEW_SUFFIX = ".sql"
-_SHARED = "focus"
+SHARED = ("focus", "compliance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +74,18 @@ def group(name: str) -> tuple[TableSchema, ...]:
 def of_provider(provider: str) -> tuple[TableSchema, ...]:
     """What a provider's pipelines publish into: its own tables and the shared ones; empty if it has none of its own."""
     own = group(provider)
-    return (*own, *group(_SHARED)) if own else ()
+    return (*own, *(schema for name in SHARED for schema in group(name))) if own else ()
 
 
 @functools.cache
-def views(group_name: str = _SHARED) -> tuple[View, ...]:
-    """All views of a group, by name."""
-    folder = importlib.resources.files(__name__).joinpath(group_name)
-    files = sorted((e for e in folder.iterdir() if e.name.endswith(_VIEW_SUFFIX)), key=lambda entry: entry.name)
-    return tuple(View(entry.name.removesuffix(_VIEW_SUFFIX), entry.read_text("utf-8")) for entry in files)
+def views(provider: str) -> tuple[View, ...]:
+    """The views that come with a provider: the shared ones, then its own, each after those it reads."""
+    found = []
+    for name in (*SHARED, provider):
+        folder = importlib.resources.files(__name__).joinpath(name)
+        files = sorted((e for e in folder.iterdir() if e.name.endswith(_VIEW_SUFFIX)), key=lambda entry: entry.name)
+        found += [View(entry.name.removesuffix(_VIEW_SUFFIX), entry.read_text("utf-8")) for entry in files]
+    return tuple(found)
 
 
 def table(group_name: str, name: str) -> TableSchema:

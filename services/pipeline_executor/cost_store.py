@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from libs import errors
 from libs.bigquery import Sql, Typed, Warehouse
-from libs.tenancy import tenant_not_found
 from services.pipeline_executor.costs import Cost, CostQuestion, Cursor
-
-_READ_SECONDS = 25.0
+from services.pipeline_executor.published import read_published
 
 
 class BigQueryCostStore:
@@ -22,37 +19,29 @@ class BigQueryCostStore:
 
     async def costs(self, question: CostQuestion, size: int, after: Cursor | None) -> Sequence[Cost]:
         """Groups after the cursor, the largest first."""
-        try:
-            rows = await self._warehouse.query(
-                self._query,
-                dataset=question.tenant_id,
-                params={
-                    "group_by": Typed("STRING", list(question.group_by)),
-                    "metric": question.metric,
-                    "first_date": question.first_date,
-                    "start_date": question.start_date,
-                    "end_date": question.end_date,
-                    "shift_days": question.shift_days,
-                    "shift_months": question.shift_months,
-                    "currency": question.currency,
-                    "provider": question.provider,
-                    "service": question.service,
-                    "account": question.account,
-                    "region": question.region,
-                    "after_cost": Typed("NUMERIC", after[0] if after else None),
-                    "after_dimensions": after[1] if after else "",
-                    "after_currency": after[2] if after else "",
-                    "size": size,
-                },
-                timeout=_READ_SECONDS,
-            )
-        except errors.FailedPrecondition as exc:
-            if exc.reason != "STORE_OBJECT_MISSING":
-                raise
-            # The table comes with the first provider's credential: a tenant without it has no costs yet.
-            if await self._warehouse.get_dataset(question.tenant_id) is None:
-                raise tenant_not_found() from exc
-            return []
+        rows = await read_published(
+            self._warehouse,
+            self._query,
+            question.tenant_id,
+            {
+                "group_by": Typed("STRING", list(question.group_by)),
+                "metric": question.metric,
+                "first_date": question.first_date,
+                "start_date": question.start_date,
+                "end_date": question.end_date,
+                "shift_days": question.shift_days,
+                "shift_months": question.shift_months,
+                "currency": question.currency,
+                "provider": question.provider,
+                "service": question.service,
+                "account": question.account,
+                "region": question.region,
+                "after_cost": Typed("NUMERIC", after[0] if after else None),
+                "after_dimensions": after[1] if after else "",
+                "after_currency": after[2] if after else "",
+                "size": size,
+            },
+        )
         return [
             Cost(
                 key=row["dimensions"],

@@ -13,12 +13,11 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Literal, Protocol
 
-from libs.errors import FieldViolation, InvalidArgument
 from libs.tenancy import TenantId
+from services.pipeline_executor.questions import bad, check_group_by, parse_date
 
 DIMENSIONS = ("provider", "service", "account", "region", "currency", "day", "month")
 MAX_DAYS = 1100
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _TAG = "tag:"
 
 
@@ -100,16 +99,16 @@ class Costs:
         CURRENCY_INVALID, METRIC_INVALID.
         """
         today = self._now().astimezone(UTC).date()
-        end = _date("end_date", request.end_date) if request.end_date else today
-        start = _date("start_date", request.start_date) if request.start_date else end.replace(day=1)
+        end = parse_date("end_date", request.end_date) if request.end_date else today
+        start = parse_date("start_date", request.start_date) if request.start_date else end.replace(day=1)
         if start > end:
-            raise _bad("DATE_RANGE_INVALID", "end_date", "lies before start_date")
+            raise bad("DATE_RANGE_INVALID", "end_date", "lies before start_date")
         if (end - start).days >= MAX_DAYS:
-            raise _bad("DATE_RANGE_TOO_LONG", "end_date", f"lies {MAX_DAYS} days or more after start_date")
+            raise bad("DATE_RANGE_TOO_LONG", "end_date", f"lies {MAX_DAYS} days or more after start_date")
         if request.metric not in ("", "billed", "effective"):
-            raise _bad("METRIC_INVALID", "metric", "must be billed or effective")
+            raise bad("METRIC_INVALID", "metric", "must be billed or effective")
         if request.currency and not re.fullmatch(r"[A-Za-z]{3}", request.currency, re.ASCII):
-            raise _bad("CURRENCY_INVALID", "currency", "must be a code of ISO 4217")
+            raise bad("CURRENCY_INVALID", "currency", "must be a code of ISO 4217")
         days, months = _shift(start, end)
         first = start
         if request.compare:
@@ -121,7 +120,7 @@ class Costs:
             end_date=end,
             shift_days=days,
             shift_months=months,
-            group_by=_group_by(request.group_by),
+            group_by=check_group_by(request.group_by, DIMENSIONS, _TAG),
             metric="effective" if request.metric == "effective" else "billed",
             currency=request.currency.upper(),
             provider=request.provider.lower(),
@@ -136,16 +135,6 @@ class Costs:
         return await self._store.costs(question, size, after)
 
 
-def _group_by(given: tuple[str, ...]) -> tuple[str, ...]:
-    for name in given:
-        key = name.removeprefix(_TAG) if name.startswith(_TAG) else ""
-        if name not in DIMENSIONS and not (key and key.isprintable()):
-            raise _bad("GROUP_BY_INVALID", "group_by", f"must be of: {', '.join(DIMENSIONS)}, tag:<key>")
-    if len(set(given)) != len(given):
-        raise _bad("GROUP_BY_INVALID", "group_by", "names a dimension twice")
-    return given
-
-
 def _shift(start: date, end: date) -> tuple[int, int]:
     """Days and months from the window before to this one; one of the two is zero."""
     after = end + timedelta(days=1) if end < date.max else end
@@ -157,7 +146,7 @@ def _shift(start: date, end: date) -> tuple[int, int]:
 def _months_before(first: date, months: int) -> date:
     count = first.year * 12 + first.month - 1 - months
     if count < 12:
-        raise _bad("DATE_RANGE_INVALID", "start_date", "has no window before it")
+        raise bad("DATE_RANGE_INVALID", "start_date", "has no window before it")
     return date(count // 12, count % 12 + 1, 1)
 
 
@@ -165,17 +154,4 @@ def _before(first: date, days: int) -> date:
     try:
         return first - timedelta(days=days)
     except OverflowError:
-        raise _bad("DATE_RANGE_INVALID", "start_date", "has no window before it") from None
-
-
-def _date(name: str, text: str) -> date:
-    try:
-        if _DATE.fullmatch(text):
-            return date.fromisoformat(text)
-    except ValueError:
-        pass
-    raise _bad("DATE_INVALID", name, "must be a date, YYYY-MM-DD")
-
-
-def _bad(reason: str, name: str, text: str) -> InvalidArgument:
-    return InvalidArgument(reason, f"{name} {text}.", field_violations=[FieldViolation(name, f"{text}.")])
+        raise bad("DATE_RANGE_INVALID", "start_date", "has no window before it") from None

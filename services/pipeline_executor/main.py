@@ -26,6 +26,8 @@ from services.pipeline_executor.clients import (
     TenantQuotas,
     owner_text,
 )
+from services.pipeline_executor.compliance import Compliance
+from services.pipeline_executor.compliance_store import BigQueryComplianceStore
 from services.pipeline_executor.cost_store import BigQueryCostStore
 from services.pipeline_executor.costs import Costs
 from services.pipeline_executor.engine import Engine
@@ -116,11 +118,15 @@ def build(
         now=now,
     )
     costs = Costs(BigQueryCostStore(control), now=now)
+    compliance = Compliance(BigQueryComplianceStore(control), now=now)
     pages = Pages(settings.page_secret(), default_size=100)
     server = build_server(
         settings,
         public=[
-            (pb_grpc.add_PipelineServiceServicer_to_server, PipelineServicer(runs, watch, templates, costs, pages)),
+            (
+                pb_grpc.add_PipelineServiceServicer_to_server,
+                PipelineServicer(runs, watch, templates, costs, compliance, pages),
+            ),
         ],
         internal=[
             (pb_grpc.add_PipelineDispatchServiceServicer_to_server, PipelineDispatchServicer(runs)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -13,8 +13,8 @@ from convergence.pipeline_executor.v1 import pipeline_executor_pb2 as pb
 from convergence.pipeline_executor.v1 import pipeline_executor_pb2_grpc as pb_grpc
 
 from libs import caller
-from libs.errors import Unimplemented
 from libs.pages import Pages
+from services.pipeline_executor.compliance import Compliance
 from services.pipeline_executor.costs import Costs
 from services.pipeline_executor.domain import Key, RunFilter, RunStatus, Trigger, check_run_id
 from services.pipeline_executor.executions import Executions
@@ -23,10 +23,13 @@ from services.pipeline_executor.templates import Templates
 from services.pipeline_executor.watch import Watch
 from services.pipeline_executor.wire import (
     bound_of,
+    decode_compliance_request,
     decode_cost_request,
     decode_struct,
+    encode_change,
     encode_check,
     encode_cost,
+    encode_group,
     encode_progress,
     encode_run,
     encode_step,
@@ -40,9 +43,12 @@ type Context = grpc.aio.ServicerContext[Any, Any]
 class PipelineServicer(pb_grpc.PipelineServiceServicer):
     """Public: what a tenant's clients call through the gateway."""
 
-    def __init__(self, runs: Runs, watch: Watch, templates: Templates, costs: Costs, pages: Pages) -> None:
+    def __init__(
+        self, runs: Runs, watch: Watch, templates: Templates, costs: Costs, compliance: Compliance, pages: Pages
+    ) -> None:
         self._runs = runs
         self._costs = costs
+        self._compliance = compliance
         self._watch = watch
         self._templates = templates
         self._pages = pages
@@ -127,7 +133,24 @@ class PipelineServicer(pb_grpc.PipelineServiceServicer):
         return pb.QueryCostsResponse(costs=costs, next_page_token=token)
 
     async def QueryCompliance(self, request: pb.QueryComplianceRequest, context: Context) -> pb.QueryComplianceResponse:
-        raise Unimplemented("NOT_IMPLEMENTED", "Compliance cannot be queried yet.")
+        self._templates.check_provider(request.provider)
+        question = self._compliance.check(decode_compliance_request(tenant_of(request.tenant_id), request))
+        scope, bound = f"{question.tenant_id}/compliance", bound_of(question)
+        page = self._pages.open(request.page_size, request.page_token, scope=scope, filter=bound)
+        day = date.fromisoformat(page.cursor[0]) if page.cursor else None
+        if question.changed_since:
+            since = await self._compliance.changes(question, page.size + 1, (day, page.cursor[1]) if day else None)
+            changes, token = self._pages.cut(
+                since, page, lambda change: (change.day.isoformat(), change.finding_uid), scope=scope, filter=bound
+            )
+            return pb.QueryComplianceResponse(changes=map(encode_change, changes), next_page_token=token)
+        after = (day, int(page.cursor[1]), page.cursor[2]) if day else None
+        rows = await self._compliance.groups(question, page.size + 1, after)
+        shown, token = self._pages.cut(
+            rows, page, lambda group: (group.day.isoformat(), str(group.failed), group.key), scope=scope, filter=bound
+        )
+        groups = [encode_group(question, group) for group in shown]
+        return pb.QueryComplianceResponse(compliance=groups, next_page_token=token)
 
 
 class PipelineDispatchServicer(pb_grpc.PipelineDispatchServiceServicer):

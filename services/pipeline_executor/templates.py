@@ -227,7 +227,9 @@ def parse(path: str, text: str) -> Pipeline:
         raise TemplateInvalid(f"{where}: credential_provider: must be {provider.upper()}")
     unknown = set(body.tables) - {schema.name for schema in tables.of_provider(provider)}
     if unknown:
-        raise TemplateInvalid(f"{where}: tables: no schema in libs/tables/{provider} or focus for {sorted(unknown)}")
+        raise TemplateInvalid(
+            f"{where}: tables: no schema in libs/tables/{provider} or a shared folder for {sorted(unknown)}"
+        )
     folder = f"{PIPELINES}/{provider}/{domain}"
     steps = tuple(_step(where, folder, index, step) for index, step in enumerate(body.steps))
     _check_graph(where, steps)

@@ -11,6 +11,7 @@ from google.protobuf import json_format, struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.tenancy import TenantId
+from services.pipeline_executor.compliance import Change, ComplianceQuestion, ComplianceRequest, Group
 from services.pipeline_executor.costs import Cost, CostQuestion, CostRequest
 from services.pipeline_executor.domain import (
     Check,
@@ -169,7 +170,60 @@ def decode_cost_request(tenant_id: TenantId, request: pb.QueryCostsRequest) -> C
     )
 
 
-def bound_of(question: CostQuestion) -> dict[str, str]:
+def decode_compliance_request(tenant_id: TenantId, request: pb.QueryComplianceRequest) -> ComplianceRequest:
+    """A question about compliance."""
+    return ComplianceRequest(
+        tenant_id=tenant_id,
+        group_by=tuple(request.group_by),
+        changed_since=request.changed_since,
+        start_date=request.start_date,
+        end_date=request.end_date,
+        provider=request.provider,
+        severity=request.severity,
+        standard=request.standard,
+        account=request.account,
+        status=request.status,
+        resource=request.resource,
+    )
+
+
+def encode_group(question: ComplianceQuestion, group: Group) -> pb.QueryComplianceResponse.Compliance:
+    """One group of findings."""
+    return pb.QueryComplianceResponse.Compliance(
+        dimensions=dict(zip(question.group_by, group.values, strict=True)),
+        passed=group.passed,
+        failed=group.failed,
+        muted=group.muted,
+        exempt=group.exempt,
+        undecided=group.undecided,
+        pass_rate=group.pass_rate,
+    )
+
+
+def encode_change(change: Change) -> pb.QueryComplianceResponse.Change:
+    """One finding that changed."""
+    return pb.QueryComplianceResponse.Change(
+        finding_uid=change.finding_uid,
+        kind=pb.QueryComplianceResponse.Change.Kind.Value(change.kind),
+        date=change.day.isoformat(),
+        status=change.status,
+        previous_status=change.previous_status,
+        provider=change.provider,
+        source=change.source,
+        severity=change.severity,
+        check=change.check,
+        title=change.title,
+        account=change.account,
+        region=change.region,
+        resource=change.resource,
+        standards=change.standards,
+        requirements=change.requirements,
+        first_seen=change.first_seen.isoformat(),
+        current=change.current,
+    )
+
+
+def bound_of(question: CostQuestion | ComplianceQuestion) -> dict[str, str]:
     """What a page token of the question is good for: all of it but the tenant, which is in the scope."""
     return {name: str(getattr(question, name)) for name in question.__dataclass_fields__ if name != "tenant_id"}
 

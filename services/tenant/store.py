@@ -24,7 +24,7 @@ _READ_SECONDS = 10.0
 _KEYS_SECONDS = 5.0
 _WRITE_SECONDS = 10.0
 _CONFLICT_RETRIES = 6
-_NOT_A_PROVIDER = frozenset({"central", "helper", "x_meta", "focus"})
+_NOT_A_PROVIDER = frozenset({"central", "helper", "x_meta", *tables.SHARED})
 
 type Row = Mapping[str, Any]
 
@@ -493,7 +493,7 @@ class BigQueryDatasets:
     async def ensure_tables(self, name: str, provider: str) -> list[str]:
         """Makes the run tables and the provider's."""
         schemas = [*tables.group("x_meta"), *(tables.of_provider(provider) if provider else ())]
-        return await self._warehouse.ensure_tables(name, schemas, tables.views() if provider else ())
+        return await self._warehouse.ensure_tables(name, schemas, tables.views(provider) if provider else ())
 
     def knows(self, provider: str) -> bool:
         """True for a provider that has tables."""

@@ -375,7 +375,7 @@ async def test_a_rerun_replaces_its_dates_of_its_provider_and_nothing_else(runs:
 
 
 async def test_the_views_serve_two_versions(runs: TenantRuns, warehouse: Warehouse) -> None:
-    await warehouse.ensure_tables(ACME, tables.of_provider("gcp"), tables.views())
+    await warehouse.ensure_tables(ACME, tables.of_provider("gcp"), tables.views("gcp"))
     [old] = await runs.rows("SELECT t.* FROM focus_v1_2 AS t WHERE t.BillingAccountId = 'plain'")
     [new] = await runs.rows("SELECT t.* FROM focus_v1_4 AS t WHERE t.BillingAccountId = 'plain'")
     assert len([name for name in old if not name.startswith("x_")]) == 57

@@ -198,7 +198,7 @@ class AwsRuns:
         """Makes the tenant's dataset and tables."""
         await self.warehouse.create_dataset(self.tenant_id)
         schemas = [*tables.group("x_meta"), *tables.of_provider("aws")]
-        await self.warehouse.ensure_tables(self.tenant_id, schemas, tables.views())
+        await self.warehouse.ensure_tables(self.tenant_id, schemas, tables.views("aws"))
 
     async def begin(
         self,

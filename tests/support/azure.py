@@ -214,7 +214,7 @@ class AzureRuns:
         """Makes the tenant's dataset and tables."""
         await self.warehouse.create_dataset(self.tenant_id)
         schemas = [*tables.group("x_meta"), *tables.of_provider("azure")]
-        await self.warehouse.ensure_tables(self.tenant_id, schemas, tables.views())
+        await self.warehouse.ensure_tables(self.tenant_id, schemas, tables.views("azure"))
 
     async def begin(
         self,

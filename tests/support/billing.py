@@ -229,7 +229,7 @@ class TenantRuns:
         """Makes the tenant's dataset and tables."""
         await self.warehouse.create_dataset(self.tenant_id)
         schemas = [*tables.group("x_meta"), *tables.of_provider("gcp")]
-        await self.warehouse.ensure_tables(self.tenant_id, schemas, tables.views())
+        await self.warehouse.ensure_tables(self.tenant_id, schemas, tables.views("gcp"))
 
     async def begin(
         self,

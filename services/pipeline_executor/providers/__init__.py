@@ -13,6 +13,7 @@ from services.pipeline_executor.providers.azure_findings import DefenderExtracto
 from services.pipeline_executor.providers.extraction import Extractor
 from services.pipeline_executor.providers.gcp import GcpExtractor
 from services.pipeline_executor.providers.gcp_findings import FindingsExtractor
+from services.pipeline_executor.providers.prowler import AwsSource, AzureSource, GcpSource, ProwlerExtractor
 from services.pipeline_executor.providers.source import check
 
 EXTRACTORS: Mapping[str, Mapping[str, Extractor]] = {
@@ -20,13 +21,19 @@ EXTRACTORS: Mapping[str, Mapping[str, Extractor]] = {
         "cost_and_usage_report": AwsExtractor(),
         "securityhub_findings": SecurityHubExtractor(),
         "config_rules": ConfigExtractor(),
+        "prowler": ProwlerExtractor(AwsSource),
     },
     "azure": {
         "cost_export": AzureExtractor(),
         "policy_states": PolicyExtractor(),
         "defender_assessments": DefenderExtractor(),
+        "prowler": ProwlerExtractor(AzureSource),
     },
-    "gcp": {"billing_export": GcpExtractor(), "scc_findings": FindingsExtractor()},
+    "gcp": {
+        "billing_export": GcpExtractor(),
+        "scc_findings": FindingsExtractor(),
+        "prowler": ProwlerExtractor(GcpSource),
+    },
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from google.cloud.bigquery import SchemaField
 
@@ -38,12 +38,26 @@ class ExtractRequest:
     report: Callable[[int, int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a scan has looked at: an account and a region, "" for all of them.
+
+    What was there before and is missing now has vanished only where the scope is ``complete``: all checks were made
+    and every page was read.
+    """
+
+    account_uid: str
+    region: str = ""
+    complete: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extraction:
     """Files of one schema, and what the source itself says should be in them.
 
     ``started`` is when the source was looked at, by the source's own clock: of two extractions the one that started
-    later has seen more. ``totals`` is keyed by currency ("" where a row has none), then by measure.
+    later has seen more. ``totals`` is keyed by currency ("" where a row has none), then by measure. ``scopes`` is what
+    a compliance scan covers.
     """
 
     files: tuple[Path, ...]
@@ -52,6 +66,7 @@ class Extraction:
     bytes: int
     started: datetime
     totals: Mapping[str, Mapping[str, Decimal]]
+    scopes: tuple[Scope, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -61,8 +76,15 @@ class Extractor(Protocol):
     One that ``resumes`` finds its directory as its last try left it, and goes on from there; others find it empty.
     """
 
-    source: ClassVar[type[SourceModel]]
-    resumes: ClassVar[bool]
+    @property
+    def source(self) -> type[SourceModel]:
+        """The fields that say where its data lie."""
+        ...
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on where its last try ended."""
+        ...
 
     async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
         """Reads the days into files; when cancelled, all its threads have ended before it returns.

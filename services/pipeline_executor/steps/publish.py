@@ -57,17 +57,7 @@ class Publish:
         others = {name: context.output(step, StagedTable).ref for name, step in self._config.tables.items()}
         published = await run.publisher.publish(
             self._config.sql.with_tables(rows=context.output(self._config.table, StagedTable).ref, **others),
-            {
-                "pipeline_logging_id": run.pipeline_logging_id,
-                "attempt": run.attempt,
-                "provider": context.provider,
-                "domain": context.domain,
-                "template": context.template,
-                "start_date": run.start_date,
-                "end_date": run.end_date,
-                "extract_start_time": context.output(self._config.extraction, Extraction).started,
-                "end_time": run.now(),
-            },
+            context.params(self._config.sql, context.output(self._config.extraction, Extraction), end_time=run.now()),
         )
         details = {"outcome": published.outcome.value, "superseded_by": published.superseded_by}
         return StepResult(rows=published.rows, details=details, output=published)

@@ -71,16 +71,17 @@ class Quality:
         run = context.run
         staged = context.output(self._config.table, StagedTable)
         others = {name: context.output(step, StagedTable).ref for name, step in self._config.tables.items()}
+        extraction = context.output(self._config.extraction, Extraction)
         rows = await run.warehouse.query(
             self._config.sql.with_tables(rows=staged.ref, **others),
             dataset=run.tenant_id,
-            params={"start_date": run.start_date, "end_date": run.end_date, "currencies": list(currencies())},
+            params=context.params(self._config.sql, extraction, currencies=list(currencies())),
             timeout=_SECONDS,
         )
         results = evaluate(
             self._config.checks,
             measured=_by_currency(rows),
-            totals=context.output(self._config.extraction, Extraction).totals,
+            totals=extraction.totals,
             now=run.now(),
         )
         await run.journal.quality(results)

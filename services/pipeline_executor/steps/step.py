@@ -7,6 +7,7 @@ staging table made anew.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.resources
 import json
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationInfo
 
-from libs.bigquery import Sql, TableRef
+from libs.bigquery import Sql, TableRef, Value, rows_param
+from services.pipeline_executor.providers.extraction import Extraction
 from services.pipeline_executor.run_context import RunContext
 from services.pipeline_executor.steps.staging import Staging
 
@@ -108,6 +110,28 @@ class StepContext:
         if not isinstance(value, kind):
             raise TypeError(f"step {step} left {type(value).__name__}, not {kind.__name__}")
         return value
+
+    def params(self, sql: Sql, extraction: Extraction | None, **others: Value) -> dict[str, Value]:
+        """Values for those parameters that a template's SQL names: of the run, its own parameters, what was extracted.
+
+        ``scopes`` is a JSON array of account_uid, region and complete.
+        """
+        run = self.run
+        known: dict[str, Value] = {
+            **run.parameters,
+            "pipeline_logging_id": run.pipeline_logging_id,
+            "attempt": run.attempt,
+            "provider": self.provider,
+            "domain": self.domain,
+            "template": self.template,
+            "start_date": run.start_date,
+            "end_date": run.end_date,
+            **others,
+        }
+        if extraction is not None:
+            known["extract_start_time"] = extraction.started
+            known["scopes"] = rows_param(dataclasses.asdict(scope) for scope in extraction.scopes)
+        return sql.takes(known)
 
 
 class Step(Protocol):

@@ -51,7 +51,7 @@ class Transform:
         await run.warehouse.script(
             self._config.sql.with_tables(target=target, **sources),
             dataset=run.tenant_id,
-            params={"pipeline_logging_id": run.pipeline_logging_id, **self._config.lookups},
+            params=context.params(self._config.sql, None, **self._config.lookups),
             timeout=_SECONDS,
             conflict_retries=3,
         )

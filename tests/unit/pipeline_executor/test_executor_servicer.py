@@ -61,6 +61,7 @@ class Executor:
                 "watch": self.process.watch,
                 "templates": TEMPLATES,
                 "costs": None,
+                "compliance": None,
                 "pages": Pages(b"secret", default_size=100),
             }
             # Use cases that are tested elsewhere are given only if the servicer asks for them.

@@ -1117,14 +1117,18 @@ class QueryComplianceRequest(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    START_DATE_FIELD_NUMBER: _builtins.int
+    END_DATE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant."""
     changed_since: _builtins.str
-    """Only findings that changed on or after this date, YYYY-MM-DD."""
+    """List what changed on or after this date, YYYY-MM-DD, instead of counting; `group_by` must be empty."""
     provider: _builtins.str
     """Only this provider."""
     severity: _builtins.str
-    """Only this severity."""
+    """Only this severity: UNKNOWN, INFORMATIONAL, LOW, MEDIUM, HIGH, CRITICAL or FATAL."""
     standard: _builtins.str
     """Only this standard."""
     account: _builtins.str
@@ -1133,9 +1137,19 @@ class QueryComplianceRequest(_message.Message):
     """At most this many (default 100, above 1000 means 1000)."""
     page_token: _builtins.str
     """The `next_page_token` of the page before."""
+    status: _builtins.str
+    """Only findings with this status: OPEN, PASSED, MUTED, EXEMPT, UNDECIDED, and CLOSED among changes."""
+    resource: _builtins.str
+    """Only this resource."""
+    start_date: _builtins.str
+    """With `group_by=day`: the first day, YYYY-MM-DD (default: 29 days before the last)."""
+    end_date: _builtins.str
+    """The day that is counted, at its end, or the last one (default: today)."""
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Dimensions: provider, severity, status, standard, account, resource, day."""
+        """Dimensions: provider, severity, status, standard, account, resource, day. A finding of several standards counts in
+        each; one of none in the empty one.
+        """
 
     def __init__(
         self,
@@ -1149,10 +1163,14 @@ class QueryComplianceRequest(_message.Message):
         account: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        status: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        start_date: _builtins.str = ...,
+        end_date: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "changed_since", b"changed_since", "group_by", b"group_by", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "severity", b"severity", "standard", b"standard", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "changed_since", b"changed_since", "end_date", b"end_date", "group_by", b"group_by", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "resource", b"resource", "severity", b"severity", "standard", b"standard", "start_date", b"start_date", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1195,14 +1213,20 @@ class QueryComplianceResponse(_message.Message):
         FAILED_FIELD_NUMBER: _builtins.int
         MUTED_FIELD_NUMBER: _builtins.int
         PASS_RATE_FIELD_NUMBER: _builtins.int
+        EXEMPT_FIELD_NUMBER: _builtins.int
+        UNDECIDED_FIELD_NUMBER: _builtins.int
         passed: _builtins.int
         """Findings that passed."""
         failed: _builtins.int
         """Findings that are open."""
         muted: _builtins.int
-        """Findings muted or exempt."""
+        """Findings that somebody muted."""
         pass_rate: _builtins.str
         """passed / (passed + failed), a decimal of four places; empty without any."""
+        exempt: _builtins.int
+        """Findings under an exemption or waiver."""
+        undecided: _builtins.int
+        """Findings that are neither open nor passed: warnings, manual checks, checks that could not be made."""
         @_builtins.property
         def dimensions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
             """Value of each dimension asked for."""
@@ -1215,30 +1239,181 @@ class QueryComplianceResponse(_message.Message):
             failed: _builtins.int = ...,
             muted: _builtins.int = ...,
             pass_rate: _builtins.str = ...,
+            exempt: _builtins.int = ...,
+            undecided: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "failed", b"failed", "muted", b"muted", "pass_rate", b"pass_rate", "passed", b"passed"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "exempt", b"exempt", "failed", b"failed", "muted", b"muted", "pass_rate", b"pass_rate", "passed", b"passed", "undecided", b"undecided"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Change(_message.Message):
+        """One finding that changed."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Kind:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[QueryComplianceResponse.Change._Kind.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            KIND_UNSPECIFIED: QueryComplianceResponse.Change._Kind.ValueType  # 0
+            """Not given."""
+            NEW: QueryComplianceResponse.Change._Kind.ValueType  # 1
+            """Seen for the first time."""
+            OPENED: QueryComplianceResponse.Change._Kind.ValueType  # 2
+            """Fails, and never did before."""
+            REOPENED: QueryComplianceResponse.Change._Kind.ValueType  # 3
+            """Fails again after it had passed or vanished."""
+            FIXED: QueryComplianceResponse.Change._Kind.ValueType  # 4
+            """Passes after it had failed."""
+            MUTED: QueryComplianceResponse.Change._Kind.ValueType  # 5
+            """Somebody muted it."""
+            EXEMPTED: QueryComplianceResponse.Change._Kind.ValueType  # 6
+            """Somebody exempted it."""
+            UNMUTED: QueryComplianceResponse.Change._Kind.ValueType  # 7
+            """Counts again."""
+            CHANGED: QueryComplianceResponse.Change._Kind.ValueType  # 8
+            """Severity, standards, requirements or the check's own word changed."""
+            RETURNED: QueryComplianceResponse.Change._Kind.ValueType  # 9
+            """Seen again, and it does not fail."""
+            VANISHED: QueryComplianceResponse.Change._Kind.ValueType  # 10
+            """A complete scan did not see it any more."""
+
+        class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+            """What happened."""
+
+        KIND_UNSPECIFIED: QueryComplianceResponse.Change.Kind.ValueType  # 0
+        """Not given."""
+        NEW: QueryComplianceResponse.Change.Kind.ValueType  # 1
+        """Seen for the first time."""
+        OPENED: QueryComplianceResponse.Change.Kind.ValueType  # 2
+        """Fails, and never did before."""
+        REOPENED: QueryComplianceResponse.Change.Kind.ValueType  # 3
+        """Fails again after it had passed or vanished."""
+        FIXED: QueryComplianceResponse.Change.Kind.ValueType  # 4
+        """Passes after it had failed."""
+        MUTED: QueryComplianceResponse.Change.Kind.ValueType  # 5
+        """Somebody muted it."""
+        EXEMPTED: QueryComplianceResponse.Change.Kind.ValueType  # 6
+        """Somebody exempted it."""
+        UNMUTED: QueryComplianceResponse.Change.Kind.ValueType  # 7
+        """Counts again."""
+        CHANGED: QueryComplianceResponse.Change.Kind.ValueType  # 8
+        """Severity, standards, requirements or the check's own word changed."""
+        RETURNED: QueryComplianceResponse.Change.Kind.ValueType  # 9
+        """Seen again, and it does not fail."""
+        VANISHED: QueryComplianceResponse.Change.Kind.ValueType  # 10
+        """A complete scan did not see it any more."""
+
+        FINDING_UID_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        DATE_FIELD_NUMBER: _builtins.int
+        STATUS_FIELD_NUMBER: _builtins.int
+        PREVIOUS_STATUS_FIELD_NUMBER: _builtins.int
+        PROVIDER_FIELD_NUMBER: _builtins.int
+        SOURCE_FIELD_NUMBER: _builtins.int
+        SEVERITY_FIELD_NUMBER: _builtins.int
+        CHECK_FIELD_NUMBER: _builtins.int
+        TITLE_FIELD_NUMBER: _builtins.int
+        ACCOUNT_FIELD_NUMBER: _builtins.int
+        REGION_FIELD_NUMBER: _builtins.int
+        RESOURCE_FIELD_NUMBER: _builtins.int
+        STANDARDS_FIELD_NUMBER: _builtins.int
+        REQUIREMENTS_FIELD_NUMBER: _builtins.int
+        FIRST_SEEN_FIELD_NUMBER: _builtins.int
+        CURRENT_FIELD_NUMBER: _builtins.int
+        finding_uid: _builtins.str
+        """Id of the finding, the same in every scan."""
+        kind: Global___QueryComplianceResponse.Change.Kind.ValueType
+        """What happened."""
+        date: _builtins.str
+        """Day of the scan that saw it, YYYY-MM-DD."""
+        status: _builtins.str
+        """Its status since: OPEN, PASSED, MUTED, EXEMPT, UNDECIDED or CLOSED."""
+        previous_status: _builtins.str
+        """Its status before; empty for a new one."""
+        provider: _builtins.str
+        """Provider, lower case."""
+        source: _builtins.str
+        """Template that brought it."""
+        severity: _builtins.str
+        """Severity."""
+        check: _builtins.str
+        """Id of the check."""
+        title: _builtins.str
+        """The check in a few words."""
+        account: _builtins.str
+        """Account, subscription or project."""
+        region: _builtins.str
+        """Region; empty where there is none."""
+        resource: _builtins.str
+        """Resource."""
+        first_seen: _builtins.str
+        """Day of the first scan that saw it."""
+        current: _builtins.bool
+        """Whether this is how it is now."""
+        @_builtins.property
+        def standards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Standards it belongs to."""
+
+        @_builtins.property
+        def requirements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Requirements, as standard/id."""
+
+        def __init__(
+            self,
+            *,
+            finding_uid: _builtins.str = ...,
+            kind: Global___QueryComplianceResponse.Change.Kind.ValueType = ...,
+            date: _builtins.str = ...,
+            status: _builtins.str = ...,
+            previous_status: _builtins.str = ...,
+            provider: _builtins.str = ...,
+            source: _builtins.str = ...,
+            severity: _builtins.str = ...,
+            check: _builtins.str = ...,
+            title: _builtins.str = ...,
+            account: _builtins.str = ...,
+            region: _builtins.str = ...,
+            resource: _builtins.str = ...,
+            standards: _abc.Iterable[_builtins.str] | None = ...,
+            requirements: _abc.Iterable[_builtins.str] | None = ...,
+            first_seen: _builtins.str = ...,
+            current: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "check", b"check", "current", b"current", "date", b"date", "finding_uid", b"finding_uid", "first_seen", b"first_seen", "kind", b"kind", "previous_status", b"previous_status", "provider", b"provider", "region", b"region", "requirements", b"requirements", "resource", b"resource", "severity", b"severity", "source", b"source", "standards", b"standards", "status", b"status", "title", b"title"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     COMPLIANCE_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Gives the next page; empty at the end."""
     @_builtins.property
     def compliance(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryComplianceResponse.Compliance]:
-        """Most open first."""
+        """By day where days were asked for, most open first."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryComplianceResponse.Change]:
+        """Newest first; only with `changed_since`."""
 
     def __init__(
         self,
         *,
         compliance: _abc.Iterable[Global___QueryComplianceResponse.Compliance] | None = ...,
         next_page_token: _builtins.str = ...,
+        changes: _abc.Iterable[Global___QueryComplianceResponse.Change] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compliance", b"compliance", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "compliance", b"compliance", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

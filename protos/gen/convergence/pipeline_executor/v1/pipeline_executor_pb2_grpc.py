@@ -159,7 +159,8 @@ class PipelineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def QueryCompliance(self, request, context):
-        """Counts the tenant's compliance findings by the dimensions asked for.
+        """Counts the tenant's compliance findings by the dimensions asked for, as they were at the end of a day, or of each day
+        (`group_by=day`). With `changed_since` it lists what has changed instead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,9 @@ class PipelineServiceStub:
     QueryCosts: _aio.UnaryUnaryMultiCallable[_pipeline_executor_pb2.QueryCostsRequest, _pipeline_executor_pb2.QueryCostsResponse]
     """Sums the tenant's costs by the dimensions asked for."""
     QueryCompliance: _aio.UnaryUnaryMultiCallable[_pipeline_executor_pb2.QueryComplianceRequest, _pipeline_executor_pb2.QueryComplianceResponse]
-    """Counts the tenant's compliance findings by the dimensions asked for."""
+    """Counts the tenant's compliance findings by the dimensions asked for, as they were at the end of a day, or of each day
+    (`group_by=day`). With `changed_since` it lists what has changed instead.
+    """
 
 class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
     """Starts, shows, watches and cancels runs, and answers questions about what they brought. Public, through the gateway."""
@@ -128,7 +130,9 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_executor_pb2.QueryComplianceRequest,
         context: _aio.ServicerContext[_pipeline_executor_pb2.QueryComplianceRequest, _abc.Awaitable[_pipeline_executor_pb2.QueryComplianceResponse]],
     ) -> _abc.Awaitable[_pipeline_executor_pb2.QueryComplianceResponse]:
-        """Counts the tenant's compliance findings by the dimensions asked for."""
+        """Counts the tenant's compliance findings by the dimensions asked for, as they were at the end of a day, or of each day
+        (`group_by=day`). With `changed_since` it lists what has changed instead.
+        """
 
 def add_PipelineServiceServicer_to_server(servicer: PipelineServiceServicer, server: _aio.Server) -> None: ...
 

@@ -1,0 +1,79 @@
+-- One row: what the quality checks of the compliance templates hold against the source or zero.
+-- Parameters: @provider, @template STRING, @start_date DATE (the day of the scan), @scopes STRING (JSON array of account_uid,
+-- region, complete), @accept_drop BOOL. {observations} has a row per record of the source, {rows} one per finding. A read: it may
+-- run any number of times.
+-- A drop is unexplained where findings are gone of an account that the scan says it has seen whole: more than a fifth of those
+-- that were there (at least 10) is a lot, more than half is too many: a scan that saw less than there is looks just so. An
+-- account with findings that is in no scope of this scan is counted as absent.
+WITH
+observed AS (
+  SELECT
+    COUNT(*) AS row_count,
+    COUNTIF(IFNULL(o.check_uid, '') = '') AS without_check,
+    COUNTIF(IFNULL(o.account_uid, '') = '') AS without_account,
+    COUNTIF(IFNULL(o.resource_uid, '') = '') AS without_resource,
+    COUNTIF(IFNULL(o.status, '') NOT IN ('PASS', 'FAIL', 'WARNING', 'UNKNOWN')) AS unknown_status,
+    COUNTIF(
+      IFNULL(o.severity, '') NOT IN ('UNKNOWN', 'INFORMATIONAL', 'LOW', 'MEDIUM', 'HIGH', 'CRITICAL', 'FATAL')
+    ) AS unknown_severity,
+    COUNTIF(o.suppression NOT IN ('MUTED', 'EXEMPT')) AS unknown_suppression,
+    COUNTIF(o.observed_at IS NULL OR o.raw_data IS NULL OR IFNULL(o.product_name, '') = '') AS incomplete,
+    COUNTIF(
+      EXISTS (
+        SELECT 1 FROM UNNEST(o.requirements) AS q
+        WHERE NOT EXISTS (SELECT 1 FROM UNNEST(o.standards) AS s WHERE STARTS_WITH(q, CONCAT(s, '/')))
+      )
+    ) AS requirements_without_standard
+  FROM {observations} AS o
+),
+scopes AS (
+  SELECT
+    JSON_VALUE(j, '$.account_uid') AS account_uid,
+    JSON_VALUE(j, '$.region') AS region,
+    JSON_VALUE(j, '$.complete') = 'true' AS complete
+  FROM UNNEST(JSON_QUERY_ARRAY(@scopes)) AS j
+),
+known AS (
+  SELECT h.account_uid AS account_uid, IFNULL(h.region, '') AS region, h.finding_uid AS finding_uid
+  FROM compliance_history AS h
+  WHERE h.provider = @provider
+    AND h.source = @template
+    AND h.state != 'CLOSED'
+    AND h.valid_from < @start_date
+    AND h.valid_to >= @start_date
+),
+places AS (
+  SELECT
+    k.account_uid AS account_uid, k.region AS region,
+    LOGICAL_OR(c.account_uid IS NOT NULL) AS is_covered, LOGICAL_OR(IFNULL(c.complete, FALSE)) AS is_complete
+  FROM (SELECT DISTINCT n.account_uid AS account_uid, n.region AS region FROM known AS n) AS k
+  LEFT JOIN scopes AS c ON c.account_uid IN ('', k.account_uid) AND c.region IN ('', k.region)
+  GROUP BY 1, 2
+),
+accounts AS (
+  SELECT
+    k.account_uid AS account_uid,
+    LOGICAL_OR(p.is_covered) AS is_covered,
+    COUNTIF(p.is_complete) AS expected,
+    COUNTIF(p.is_complete AND s.finding_uid IS NULL) AS missing
+  FROM known AS k
+  JOIN places AS p ON p.account_uid = k.account_uid AND p.region = k.region
+  LEFT JOIN {rows} AS s ON s.finding_uid = k.finding_uid
+  GROUP BY 1
+),
+drops AS (
+  SELECT
+    IFNULL(SUM(IF(a.missing >= 10 AND a.missing * 5 > a.expected, a.missing, 0)), 0) AS vanished_many,
+    IFNULL(SUM(IF(NOT @accept_drop AND a.missing >= 10 AND a.missing * 2 > a.expected, a.missing, 0)), 0)
+      AS vanished_most,
+    COUNTIF(NOT a.is_covered) AS absent_accounts
+  FROM accounts AS a
+)
+SELECT
+  '' AS currency,
+  o.row_count, o.without_check, o.without_account, o.without_resource, o.unknown_status, o.unknown_severity,
+  o.unknown_suppression, o.incomplete, o.requirements_without_standard,
+  o.row_count - (SELECT COUNT(*) FROM {rows} AS s) AS duplicates,
+  d.vanished_many, d.vanished_most, d.absent_accounts
+FROM observed AS o
+CROSS JOIN drops AS d
