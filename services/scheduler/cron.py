@@ -124,10 +124,19 @@ class Cron:
         return _real(walls, zone) if self._real_time else _fixed(walls, zone)
 
     def _walls(self, start: datetime) -> Iterator[datetime]:
-        walk = copy.copy(_walker(self._fields, self._any_day))
-        walk.set_current(start)
         while True:
-            yield walk.get_next(datetime)  # type: ignore[no-untyped-call]
+            start = _next_wall(self._fields, self._any_day, start)
+            yield start
+
+
+# Many tenants have the same schedule, and all that are due have it walked from the same time.
+@functools.lru_cache(maxsize=16_384)
+def _next_wall(fields: str, any_day: bool, start: datetime) -> datetime:
+    """The first wall time after ``start``."""
+    walk = copy.copy(_walker(fields, any_day))
+    walk.set_current(start)
+    found: datetime = walk.get_next(datetime)  # type: ignore[no-untyped-call]
+    return found
 
 
 @functools.lru_cache(maxsize=4096)

@@ -338,7 +338,7 @@ def judge(item: Item, seen: Attempt | None, now: datetime, chance: float, policy
         return _unknown(item, now, policy)
     match seen.status:
         case AttemptStatus.COMPLETED:
-            return _end(_begun(item, now), State.COMPLETED, seen.outcome or None)
+            return _completed(_begun(item, now), seen.outcome or None)
         case AttemptStatus.CANCELLED:
             return _end(_begun(item, now), State.CANCELLED, "CANCELLED")
         case AttemptStatus.FAILED:
@@ -389,6 +389,11 @@ def _end(item: Item, state: State, reason: str | None) -> Item:
     return replace(item, state=state, reason=reason, lease_id=None, lease_until=None)
 
 
+def _completed(item: Item, outcome: str | None) -> Item:
+    """The row at its good end; what an earlier attempt failed with is over."""
+    return replace(_end(item, State.COMPLETED, outcome), error=None)
+
+
 def _dead(item: Item, reason: str | None, error: str | None) -> Item:
     return replace(_end(item, State.DEAD_LETTER, reason), error=error)
 
@@ -399,7 +404,7 @@ def refuse(item: Item, error: Error, now: datetime, chance: float, policy: Polic
     An outcome nobody knows leaves the row claimed; the executor is asked about it.
     """
     if error.reason in _HAS_THE_DATA:
-        return _end(_begun(item, now), State.COMPLETED, error.reason)
+        return _completed(_begun(item, now), error.reason)
     if item.stop is not None and not unknown_outcome(error):
         return _end(item, State.CANCELLED, "CANCELLED")
     quotas = {violation.quota_id for violation in error.quota_violations}
@@ -471,6 +476,7 @@ def requeue(item: Item, now: datetime, policy: Policy) -> Item:
         item,
         state=State.QUEUED,
         reason="REQUEUED",
+        error=None,
         retry_count=0,
         refusals=0,
         attempt=item.attempt if item.started_at is None else item.attempt + 1,

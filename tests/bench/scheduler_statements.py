@@ -3,8 +3,8 @@
 Both decide the same way, with the same SQL, on the same store, in the same run; only how many rows share a statement
 differs. Runs end in the moment they start, so that what is measured is the scheduler. Run it alone with
 ``python -m tests.bench.scheduler_statements``; ``measure`` is what ``make bench`` may call. ``BENCH_CONFIGS`` (a list,
-default 10,100,1000,10000) sets the sizes, ``BENCH_TWIN`` (default 100) the largest that the twin is given: its
-statements grow with the rows, or it would not end.
+default 10,100,1000,10000) sets the sizes. The twin stands on the same tables each time; of more schedules than
+``BENCH_TWIN`` (default 100) it does some only (column ``rows``), or it would not end: its statements grow with them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.support.scheduler_world import World
 PROJECT = "scheduler-bench"
 SIZES = (10, 100, 1_000, 10_000)
 TWIN = 100
+_SAMPLE = 25
 TENANTS = 50
 _CHUNK = 2_000
 _TABLES = ("tenant_pipeline_configs", "scheduled_pipeline_runs", "pipeline_execution_queue")
@@ -63,10 +64,10 @@ async def plant(warehouse: Warehouse, world: World, count: int) -> None:
         await world.store._do.execute("insert_schedule", rows=rows_param(rows))
 
 
-async def trigger_by_row(world: World) -> None:
+async def trigger_by_row(world: World, rows: int) -> None:
     """The twin: each due schedule is fired by itself."""
     now = world.clock()
-    for due in await world.store.due(now, 100_000):
+    for due in await world.store.due(now, rows):
         await world.store.fire([occurrences.fire(due, now, world.policy)], uuid.uuid4().hex, now)
 
 
@@ -91,35 +92,38 @@ async def measure(endpoint: str, sizes: Sequence[int] = SIZES, twin: int = TWIN)
     await setup(warehouse, report=lambda line: None)
     results = []
     for size in sizes:
-        results.append(await _measure(warehouse, size, by_row=False))
-        if size <= twin:
-            results.append(await _measure(warehouse, size, by_row=True))
+        results.append(await _measure(warehouse, size, size, by_row=False))
+        results.append(await _measure(warehouse, size, size if size <= twin else _SAMPLE, by_row=True))
     warehouse.close()
     return results
 
 
-async def _measure(warehouse: Warehouse, size: int, *, by_row: bool) -> dict[str, Any]:
+async def _measure(warehouse: Warehouse, size: int, rows: int, *, by_row: bool) -> dict[str, Any]:
     world = World(store=BenchStore(warehouse))
     for number in range(TENANTS):
         world.tenants.quotas[f"bench_{number:02}"] = Quota(concurrent=size)
     world.at_once()
     await plant(warehouse, world, size)
-    result: dict[str, Any] = {"variant": "row by row" if by_row else "all at once", "configs": size}
+    result: dict[str, Any] = {"variant": "row by row" if by_row else "all at once", "configs": size, "rows": rows}
     works: dict[str, Callable[[], Awaitable[Any]]] = {
-        "trigger": (lambda: trigger_by_row(world)) if by_row else world.trigger,
+        "trigger": (lambda: trigger_by_row(world, rows)) if by_row else world.trigger,
         "drain": (lambda: drain_by_row(world)) if by_row else (lambda: world.poll(100_000, batch=1_000)),
     }
     for name, work in works.items():
         warehouse.statements.clear()
         began = time.perf_counter()
         await work()
-        result[f"{name}_statements"] = sum(warehouse.statements.values())
-        result[f"{name}_seconds"] = round(time.perf_counter() - began, 2)
-    result["exact"] = await _exact(warehouse, world, size)
+        seconds, statements = time.perf_counter() - began, sum(warehouse.statements.values())
+        result |= {
+            f"{name}_statements": statements,
+            f"{name}_seconds": round(seconds, 2),
+            f"{name}_ms_per_row": round(1_000 * seconds / rows, 1),
+        }
+    result["exact"] = await _exact(warehouse, world, rows)
     return result
 
 
-async def _exact(warehouse: Warehouse, world: World, size: int) -> bool:
+async def _exact(warehouse: Warehouse, world: World, rows: int) -> bool:
     """True if each occurrence is one run, was executed once and has ended well, and the queue is empty."""
     count = Sql(
         "bench/count_runs.sql",
@@ -129,7 +133,7 @@ async def _exact(warehouse: Warehouse, world: World, size: int) -> bool:
     [row] = await warehouse.query(count, dataset="tenants", params={"state": State.COMPLETED.value})
     executed = set(world.executor.executed.values())
     empty = not await world.store.backlog(world.clock())
-    return (row["n"], row["ids"], row["done"]) == (size, size, size) and executed == {1} and empty
+    return (row["n"], row["ids"], row["done"]) == (rows, rows, rows) and executed == {1} and empty
 
 
 def show(results: Sequence[dict[str, Any]], console: Console | None = None) -> None:

@@ -49,11 +49,11 @@ def judged(item: Item, attempt: Attempt | None, chance: float = 0.5) -> Item:
     return judge(item, attempt, NOW, chance, POLICY)
 
 
-@pytest.mark.parametrize("item", [claimed(), started()])
+@pytest.mark.parametrize("item", [claimed(), started(), started(retry_count=0, error="The attempt before failed.")])
 def test_success_ends_the_run(item: Item) -> None:
     after = judged(item, seen(item, "COMPLETED", outcome="NO_DATA"))
     assert (after.state, after.reason, after.retry_count) == (State.COMPLETED, "NO_DATA", 0)
-    assert after.started_at is not None and after.lease_id is None
+    assert after.started_at is not None and after.lease_id is None and after.error is None
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING", "CANCELLING"])
@@ -211,10 +211,10 @@ def test_a_deleted_schedule_lets_its_running_run_end() -> None:
 
 
 def test_a_dead_letter_is_queued_again_with_its_retries_given_back() -> None:
-    item = replace(started(retry_count=3, attempt=4, refusals=1), state=State.DEAD_LETTER, reason="BROKEN")
+    item = replace(started(retry_count=3, attempt=4, refusals=1), state=State.DEAD_LETTER, reason="BROKEN", error="no")
     after = requeue(item, NOW, POLICY)
     assert (after.state, after.retry_count, after.attempt, after.started_at) == (State.QUEUED, 0, 5, None)
-    assert after.not_before == NOW and after.expires_at == NOW + POLICY.max_age
+    assert after.not_before == NOW and after.expires_at == NOW + POLICY.max_age and after.error is None
     never_started = replace(claimed(), state=State.DEAD_LETTER)
     assert requeue(never_started, NOW, POLICY).attempt == 1
 
