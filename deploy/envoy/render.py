@@ -18,22 +18,10 @@ from typing import Any
 
 import yaml
 
+from deploy.envoy import pages
+from deploy.envoy.replies import REPLIES
+
 _HERE = Path(__file__).parent
-# What Envoy itself answers: HTTP status, gRPC code, text. `%LOCAL_REPLY_BODY%` explains what is bad about a request.
-_REPLIES = (
-    (400, 3, "%LOCAL_REPLY_BODY%"),
-    (403, 7, "Not allowed."),
-    (404, 5, "There is no such path."),
-    (405, 12, "This path does not take this method."),
-    (408, 4, "The request did not arrive in time."),
-    (413, 3, "The request body is too large."),
-    (429, 8, "Too many requests for this tenant. Slow down."),
-    (431, 3, "The request headers are too large."),
-    (500, 13, "Internal error. Quote the x-request-id when you report it."),
-    (502, 14, "The service did not answer. Try again."),
-    (503, 14, "The service did not answer. Try again."),
-    (504, 4, "The service did not answer in time."),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +51,6 @@ class Gateway:
     token_file: Path | None = None
     tls: Tls | None = None
     cors_origins: Sequence[str] = ()
-    docs: Path = _HERE / "docs.html"
-    openapi: Path = _HERE / "openapi.json"
     known_keys: Path = _HERE / "known_keys.lua"
     rate_burst: int = 200
     rate_per_second: int = 100
@@ -95,8 +81,6 @@ def render(gateway: Gateway, folder: Path = Path()) -> str:
         "listen_port": port,
         "descriptors": str(gateway.descriptors),
         "token_file": str(gateway.token_file),
-        "docs": str(gateway.docs),
-        "openapi": str(gateway.openapi),
         "known_keys": str(gateway.known_keys),
         "cors_origins": [_origin(origin) for origin in gateway.cors_origins],
         "local_replies": _local_replies(),
@@ -109,10 +93,11 @@ def render(gateway: Gateway, folder: Path = Path()) -> str:
         values[name] = _endpoint(name, getattr(gateway, name))
     config = yaml.safe_load(Template(text).substitute({name: json.dumps(value) for name, value in values.items()}))
     config = {name: section for name, section in config.items() if not name.startswith("x-")}
+    _manager(config)["route_config"]["virtual_hosts"][0]["routes"][:0] = pages.routes()
     if gateway.tls is not None:
         # Envoy asks for a name before it watches a file.
         config["node"] = {"id": "gateway", "cluster": "convergence"}
-        _secure(config["static_resources"], gateway.tls, folder.resolve())
+        _secure(config, gateway.tls, folder.resolve())
     if gateway.otlp_endpoint:
         _trace(config["static_resources"], gateway.otlp_endpoint)
     return yaml.dump(config, Dumper=_NoAliases, sort_keys=False, width=200)
@@ -129,6 +114,14 @@ def command(config: Path, *, concurrency: int = 2) -> list[str]:
         *("--drain-time-s", "5"),
         "--disable-hot-restart",
     ]
+
+
+def _manager(config: dict[str, Any]) -> dict[str, Any]:
+    """The HTTP connection manager: what one listener does with requests."""
+    manager: dict[str, Any] = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0][
+        "typed_config"
+    ]
+    return manager
 
 
 def _secret_files(tls: Tls) -> dict[str, str]:
@@ -151,15 +144,14 @@ def _secret_file(name: str) -> str:
     return f"gateway-{name}.yaml"
 
 
-def _secure(resources: dict[str, Any], tls: Tls, folder: Path) -> None:
+def _secure(config: dict[str, Any], tls: Tls, folder: Path) -> None:
     """Puts TLS on every cluster, each with its own service's identity, and takes away what injects the token."""
+    resources = config["static_resources"]
     del resources["secrets"]
-    for listener in resources["listeners"]:
-        for chain in listener["filter_chains"]:
-            manager = chain["filters"][0]["typed_config"]
-            manager["http_filters"] = [
-                each for each in manager["http_filters"] if each["name"] != "envoy.filters.http.credential_injector"
-            ]
+    manager = _manager(config)
+    manager["http_filters"] = [
+        each for each in manager["http_filters"] if each["name"] != "envoy.filters.http.credential_injector"
+    ]
     for cluster in resources["clusters"]:
         # The authentication endpoint is a port of the tenant process; it speaks HTTP/1.1.
         authz = cluster["name"] == "authz"
@@ -246,13 +238,11 @@ def _local_replies() -> dict[str, Any]:
     }
     mappers: list[dict[str, Any]] = [
         {
-            "filter": _all(_status(status), json_caller),
-            "body_format_override": {
-                "json_format": {"code": code, "message": text, "details": []},
-                "content_type": "application/json",
-            },
+            "filter": _all(_status(reply.status), json_caller),
+            "body_format_override": {"json_format": reply.body(), "content_type": "application/json"},
+            "headers_to_add": _come_back(reply.retry_after),
         }
-        for status, code, text in _REPLIES
+        for reply in REPLIES
     ]
     health = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": "/health"}}}}
     mappers.insert(
@@ -271,6 +261,11 @@ def _local_replies() -> dict[str, Any]:
         }
     )
     return {"mappers": mappers}
+
+
+def _come_back(seconds: int) -> list[dict[str, Any]]:
+    header = {"key": "retry-after", "value": str(seconds)}
+    return [{"header": header, "append_action": "ADD_IF_ABSENT"}] if seconds else []
 
 
 def _all(*filters: dict[str, Any]) -> dict[str, Any]:

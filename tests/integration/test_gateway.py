@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -25,7 +26,7 @@ from convergence.tenant.v1 import tenant_pb2, tenant_pb2_grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 
-from deploy.envoy import descriptors
+from deploy.envoy import descriptors, pages
 from deploy.envoy.render import Gateway, command, render
 from libs import errors, grpc_client
 from libs.tenancy import Caller, Role
@@ -547,6 +548,72 @@ def test_many_headers_are_refused(edge: StandIns) -> None:
     assert edge.calls == []
 
 
+# --- what the gateway answers by itself ---
+
+
+def refusal(answer: httpx.Response) -> tuple[int, int, str]:
+    """HTTP status, gRPC code and reason of an error; fails unless it has the shape of every other one."""
+    assert answer.headers["content-type"] == "application/json", answer.text
+    body = answer.json()
+    assert body.keys() == {"code", "message", "details"} and body["message"], body
+    [info] = [detail for detail in body["details"] if detail["@type"].endswith("/google.rpc.ErrorInfo")]
+    assert info.keys() == {"@type", "reason", "domain", "metadata"} and info["domain"] == "convergence"
+    assert uuid.UUID(answer.headers["x-request-id"]) and answer.headers["x-request-id"] not in answer.text
+    return answer.status_code, body["code"], info["reason"]
+
+
+def logged(edge: StandIns, request_id: str) -> dict[str, Any]:
+    """The gateway's own log line of a request; Envoy writes it behind the answer."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for line in (edge.directory / "envoy.log").read_text().splitlines():
+            if request_id in line:
+                found: dict[str, Any] = json.loads(line)
+                return found
+        time.sleep(0.1)
+    raise AssertionError(f"{request_id} is not in the gateway's log")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "arguments", "wanted"),
+    [
+        ("GET", "/api/v1/nonsense", {}, (404, 5, "PATH_NOT_FOUND")),
+        ("PUT", "/api/v1/tenants/acme", {"json": {}}, (404, 5, "PATH_NOT_FOUND")),
+        ("GET", "/api/v1/tenants/acme?nonsense=1", {}, (400, 3, "REQUEST_MALFORMED")),
+        ("GET", "/api/v1/tenants/acme/api-keys?page_size=many", {}, (400, 3, "REQUEST_MALFORMED")),
+        ("POST", "/api/v1/tenants/acme/api-keys", {"content": b"{bad"}, (400, 3, "REQUEST_MALFORMED")),
+        ("POST", "/api/v1/tenants/acme/api-keys", {"json": {"role": "x" * 2_000_000}}, (413, 3, "BODY_TOO_LARGE")),
+    ],
+)
+def test_its_own_refusals_have_a_reason_and_are_found_in_the_log(
+    edge: StandIns, method: str, path: str, arguments: dict[str, Any], wanted: tuple[int, int, str]
+) -> None:
+    answer = send(edge, method, path, **arguments)
+    assert refusal(answer) == wanted
+    line = logged(edge, answer.headers["x-request-id"])
+    assert (line["code"], line["method"], line["path"]) == (wanted[0], method, path.partition("?")[0])
+    assert edge.calls == []
+
+
+def test_a_service_that_does_not_answer_in_time_is_504(tmp_path: Path) -> None:
+    def short(text: str) -> str:
+        assert "timeout: 30s" in text
+        return text.replace("timeout: 30s", "timeout: 0.3s")
+
+    with running_gateway(tmp_path, port=free_port(), edit=short) as edge:
+        edge.answers["TenantService/GetTenant"] = lambda _: time.sleep(2) or tenant_pb2.Tenant()  # type: ignore[func-returns-value]
+        answer = send(edge, "GET", "/api/v1/tenants/acme")
+        assert refusal(answer) == (504, 4, "SERVICE_TIMEOUT")
+        assert logged(edge, answer.headers["x-request-id"])["code"] == 504
+
+
+def test_headers_that_are_too_large_are_refused_in_words_too(edge: StandIns) -> None:
+    many = send(edge, "GET", "/api/v1/tenants/acme", headers=[("x-large", "v" * 100_000)])
+    assert (many.status_code, many.json()["details"][0]["reason"]) == (431, "HEADERS_TOO_LARGE")
+    odd = send(edge, "GET", "/api/v1/tenants/acme", headers=[("x_odd", "v")])
+    assert (odd.status_code, odd.json()["details"][0]["reason"]) == (400, "REQUEST_MALFORMED")
+
+
 # --- watch ---
 
 WATCH = "/api/v1/pipelines/runs/acme/6b9e1f0a-4d3e-4f2b-8a1c-0d9e8f7a6b5c:watch"
@@ -641,12 +708,17 @@ def test_errors_carry_cors_headers_too_and_other_origins_get_none(edge: StandIns
 def test_health_and_documentation_need_no_key(edge: StandIns) -> None:
     health = send(edge, "GET", "/health", key="")
     assert (health.status_code, health.json()) == (200, {"status": "SERVING"})
-    docs = send(edge, "GET", "/docs", key="")
-    assert (docs.status_code, docs.headers["content-type"]) == (200, "text/html; charset=utf-8")
     openapi = send(edge, "GET", "/openapi.json", key="")
     assert (openapi.status_code, openapi.headers["content-type"]) == (200, "application/json")
     assert set(openapi.json()["paths"]) == {route.template for route in routes()}
+    for page in pages.pages():
+        answer = send(edge, "GET", page.path, key="")
+        assert (answer.status_code, answer.content) == (200, page.file.read_bytes()), page
+        assert "'unsafe" not in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
     assert edge.asked == [] and edge.calls == []
+    for page in pages.pages():
+        assert send(edge, "GET", page.path + "/", key="").status_code == 401
 
 
 # --- reflection ---
@@ -688,14 +760,20 @@ def test_reflection_needs_a_key_and_shows_all_four_public_services(edge: StandIn
 
 
 def test_each_tenant_has_a_bucket_of_its_own(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, port=free_port(), rate_burst=20, rate_per_second=1) as edge:
+    def slow(text: str) -> str:
+        assert "fill_interval: 1s" in text
+        return text.replace("fill_interval: 1s", "fill_interval: 60s")
+
+    with running_gateway(tmp_path, port=free_port(), rate_burst=20, rate_per_second=1, edit=slow) as edge:
         codes: Counter[int] = Counter()
+        got: httpx.Response | None = None
         with httpx.Client(base_url=edge.base_url, headers={"x-api-key": "acme-key"}) as client:
-            for _ in range(30):
-                got = client.get("/api/v1/tenants/acme")
-                codes[got.status_code] += 1
-        assert codes[200] >= 20 and codes[429] >= 5
-        assert (got.status_code, got.json()["code"]) == (429, 8)
+            for _ in range(40):
+                answer = client.get("/api/v1/tenants/acme")
+                codes[answer.status_code] += 1
+                got = answer if answer.status_code == 429 else got
+        assert codes[200] >= 20 and got is not None
+        assert refusal(got) == (429, 8, "RATE_LIMITED")
         assert got.headers["retry-after"] == "1"
         assert (got.headers["x-ratelimit-limit"], got.headers["x-ratelimit-remaining"]) == ("20", "0")
         assert "x-ratelimit-reset" in got.headers
@@ -709,6 +787,7 @@ def test_each_tenant_has_a_bucket_of_its_own(tmp_path: Path) -> None:
                 for _ in range(50):
                     call(b"\n\x04acme", metadata=[("x-api-key", "acme-key")], timeout=10)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+        assert logged(edge, got.headers["x-request-id"])["code"] == 429
 
 
 @pytest.mark.parametrize("down", ["tenant", "credential", "pipeline_executor", "scheduler", "authz"])
@@ -729,8 +808,9 @@ def test_health_needs_all_four_services_and_a_dead_one_is_503(tmp_path: Path, do
                 "scheduler": "/api/v1/scheduler/customer/acme/pipelines",
             }[down]
             got = send(edge, "GET", path)
-        assert (got.status_code, got.json()["code"]) == (503, 14), got.text
-        assert "127.0.0.1" not in got.text
+        assert refusal(got) == (503, 14, "SERVICE_UNAVAILABLE")
+        assert got.headers["retry-after"] == "1" and "127.0.0.1" not in got.text
+        assert logged(edge, got.headers["x-request-id"])["code"] == 503
 
 
 # --- the text ---

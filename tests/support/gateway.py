@@ -243,9 +243,15 @@ def running_services(directory: Path, identities: Mapping[str, Tls] | None = Non
 
 @contextmanager
 def running_gateway(
-    directory: Path, *, port: int, healthy: bool = True, identities: Mapping[str, Tls] | None = None, **changes: Any
+    directory: Path,
+    *,
+    port: int,
+    healthy: bool = True,
+    identities: Mapping[str, Tls] | None = None,
+    edit: Callable[[str], str] = str,
+    **changes: Any,
 ) -> Iterator[StandIns]:
-    """The gateway and the stand-in services behind it; ``changes`` go to ``Gateway``.
+    """The gateway and the stand-in services behind it; ``changes`` go to ``Gateway``, ``edit`` changes its text.
 
     Waits until it reports itself healthy, or, where that is not to be expected, until it answers at all.
     """
@@ -263,8 +269,10 @@ def running_gateway(
         )
         config = directory / "envoy.yaml"
         write(gateway, config)
+        config.write_text(edit(config.read_text()))
         with (directory / "envoy.log").open("wb") as log:
-            process = subprocess.Popen(command(config, concurrency=1), stdout=log, stderr=log)
+            arguments = [*command(config, concurrency=1), "--file-flush-interval-msec", "50"]
+            process = subprocess.Popen(arguments, stdout=log, stderr=log)
         try:
             _wait(stand_ins.base_url, process, directory / "envoy.log", {200} if healthy else {200, 503})
             yield stand_ins

@@ -72,8 +72,8 @@ class CredentialServiceServicer:
     """
 
     def CreateCredential(self, request, context):
-        """Stores a credential encrypted, or a new version of it where (tenant, provider, name) has one, and makes sure that
-        the tenant's dataset has the provider's tables.
+        """Stores a credential, encrypted: a new one, or a new version of it where (tenant, provider, name) has one. Makes sure
+        that the tenant's dataset has the provider's tables.
 
         The provider is asked first. What it accepts is stored as VALID; what it cannot be asked about now (it is down, or a
         role does not trust us yet) as PENDING. What it definitely refuses is not stored, and a version that is there stays in

@@ -17,8 +17,8 @@ class CredentialServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateCredential: _aio.UnaryUnaryMultiCallable[_credential_pb2.CreateCredentialRequest, _credential_pb2.CreateCredentialResponse]
-    """Stores a credential encrypted, or a new version of it where (tenant, provider, name) has one, and makes sure that
-    the tenant's dataset has the provider's tables.
+    """Stores a credential, encrypted: a new one, or a new version of it where (tenant, provider, name) has one. Makes sure
+    that the tenant's dataset has the provider's tables.
 
     The provider is asked first. What it accepts is stored as VALID; what it cannot be asked about now (it is down, or a
     role does not trust us yet) as PENDING. What it definitely refuses is not stored, and a version that is there stays in
@@ -46,8 +46,8 @@ class CredentialServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _credential_pb2.CreateCredentialRequest,
         context: _aio.ServicerContext[_credential_pb2.CreateCredentialRequest, _abc.Awaitable[_credential_pb2.CreateCredentialResponse]],
     ) -> _abc.Awaitable[_credential_pb2.CreateCredentialResponse]:
-        """Stores a credential encrypted, or a new version of it where (tenant, provider, name) has one, and makes sure that
-        the tenant's dataset has the provider's tables.
+        """Stores a credential, encrypted: a new one, or a new version of it where (tenant, provider, name) has one. Makes sure
+        that the tenant's dataset has the provider's tables.
 
         The provider is asked first. What it accepts is stored as VALID; what it cannot be asked about now (it is down, or a
         role does not trust us yet) as PENDING. What it definitely refuses is not stored, and a version that is there stays in
