@@ -456,6 +456,8 @@ class Warehouse:
         present = set(await self.list_tables(dataset))
         missing = [schema for schema in schemas if schema.name not in present]
         stale = [s for s in schemas if s.name in present and (dataset, s.name, s) not in self._complete]
+        metrics.CACHE_READS.labels("tables", "miss").inc(len(missing) + len(stale))
+        metrics.CACHE_READS.labels("tables", "hit").inc(len(schemas) - len(missing) - len(stale))
         made = await asyncio.gather(
             *(self.run(self._create_table, dataset, schema) for schema in missing),
             *(self.run(self._add_columns, dataset, schema) for schema in stale),

@@ -38,6 +38,14 @@ STATEMENT_FAILURES = Counter(
 )
 BYTES_BILLED = Counter("convergence_bytes_billed", "Bytes that BigQuery billed for statements.", ["statement"])
 
+# --- what is remembered instead of asked for ---
+
+CACHE_READS = Counter(
+    "convergence_cache_reads",
+    "Questions answered from memory (hit) or by asking (miss), by cache.",
+    ["cache", "outcome"],
+)
+
 # --- keys and secrets ---
 
 KMS_CALLS = Counter("convergence_kms_calls", "Calls of Cloud KMS.", ["operation", "outcome"])

@@ -327,6 +327,7 @@ class KeyRing:
         guessed = self._unknown.get(key_id)
         if guessed is not None and asked - guessed < REFRESH:
             return None
+        metrics.CACHE_READS.labels("api_keys", "hit" if key_id in self._entries else "miss").inc()
         wanted = self._begun + 1
         while (entry := self._entries.get(key_id)) is None and self._news < wanted:
             try:
