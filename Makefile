@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 export DATA_DIR ?= .data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down status setup-bigquery bench judge chaos lint proto clean
+.PHONY: help install demo test up down status setup-bigquery bench judge chaos lint scan proto clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ chaos: $(STAMP) ## kill -9 of every process in mid-run, again and again
 
 lint: $(STAMP) ## formatting, types, import rules, contracts
 	@sh deploy/local/lint.sh
+
+scan: $(STAMP) ## known flaws of the locked packages, secrets in the files, a bill of materials in build/
+	@sh deploy/local/scan.sh
 
 proto: $(STAMP) ## regenerate protos/gen and the OpenAPI document from the .proto files
 	@$(PYTHON) protos/generate.py

@@ -60,6 +60,7 @@ _LABEL = re.compile(r"[^a-z0-9_-]")
 _HTTP_SECONDS = 20.0
 # None switches the client's own retries off; its annotations leave that out.
 _NO_RETRY: Any = None
+_gone: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("convergence_gone", default=None)
 _RETRY: Retry = bigquery.DEFAULT_RETRY.with_timeout(_HTTP_SECONDS)
 
 
@@ -144,6 +145,15 @@ class _Deadline:
         return max(0.5, min(_HTTP_SECONDS, self.left()))
 
 
+def _rest(seconds: float) -> None:
+    """Waits before another try. Raises if the asker has gone: tries for nobody would keep a slow store slow."""
+    gone = _gone.get()
+    if gone is None:
+        time.sleep(seconds)
+    elif gone.wait(seconds):
+        raise errors.Unavailable("STORE_ABANDONED", "Nobody waits for this statement any more.")
+
+
 def _ids() -> dict[str, str]:
     """The labels by which a job is found from a log line, and what an rpc costs from BigQuery's own list of jobs."""
     ids = {"operation": caller.operation(), "request_id": caller.request_id(), "trace_id": caller.trace_id()}
@@ -208,10 +218,15 @@ class Warehouse:
 
     async def run[**P, T](self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a blocking call of the client library on the pool, its failures turned into domain errors."""
-        # The thread knows whom it works for, as the task does.
-        work = functools.partial(contextvars.copy_context().run, functools.partial(call, *args, **kwargs))
+        # The thread knows whom it works for, as the task does, and when nobody waits for it any more.
+        context, gone = contextvars.copy_context(), threading.Event()
+        context.run(_gone.set, gone)
+        work = functools.partial(context.run, functools.partial(call, *args, **kwargs))
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except asyncio.CancelledError:
+            gone.set()
+            raise
         except (_JobFailed, errors.Error):
             raise
         except Exception as exc:
@@ -341,7 +356,7 @@ class Warehouse:
                 error = to_domain_error(exc, sql.name)
                 if not (isinstance(error, errors.Unavailable) or is_conflict(error)) or deadline.left() <= pause:
                     raise error from exc
-            time.sleep(random.uniform(pause / 2, pause))
+            _rest(random.uniform(pause / 2, pause))
             pause = min(2.0, pause * 2)
 
     def _begin(self, sql: Sql, config: bigquery.QueryJobConfig, job_id: str, deadline: _Deadline) -> bigquery.QueryJob:
@@ -378,7 +393,7 @@ class Warehouse:
                         job_id=job_id,
                     ) from exc
                 job = self._find(job_id, deadline)  # did the job fail, or only the question?
-            time.sleep(random.uniform(pause / 2, pause))
+            _rest(random.uniform(pause / 2, pause))
             pause = min(2.0, pause * 2)
 
     def _find(self, job_id: str, deadline: _Deadline) -> Any:

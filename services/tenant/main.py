@@ -42,6 +42,7 @@ from services.tenant.store import (
 
 _HOUSEKEEPING_SECONDS = 60.0
 _LAST_USED_SECONDS = 300.0
+_KEY_READERS = 2
 # Replicas that flush one table without a rest mostly run into each other; a flush takes two to three seconds there.
 _PACE = timedelta(seconds=1)
 # Listed by reflection on this port: the whole public contract, because this is where tools are pointed at.
@@ -61,6 +62,8 @@ def utc_now() -> datetime:
 
 def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callable[[], datetime] = utc_now) -> Server:
     """Returns the tenant server; it does no I/O before it is started."""
+    # Who may call at all must not wait behind what callers have asked for: keys are read on threads of their own.
+    keys_only = warehouse or connect(settings, max_workers=_KEY_READERS)
     given, warehouse = warehouse, warehouse or connect(settings)
     quota_rows, profile_rows = quota_table(warehouse), profile_table(warehouse)
     quota_ledger: Ledger[QuotaRow, QuotaRequest, QuotaAnswer] = Ledger(
@@ -75,7 +78,7 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
 
     environment = settings.key_environment
     admin_key = settings.admin_api_key.get_secret_value()
-    ring = KeyRing(key_store, environment=environment, admin_key=admin_key, now=now)
+    ring = KeyRing(BigQueryKeyStore(keys_only), environment=environment, admin_key=admin_key, now=now)
     keys = ApiKeys(key_store, ring, audit, environment=environment, now=now)
     quotas = Quotas(quota_ledger, BigQueryQuotaStore(warehouse, quota_rows), now=now)
     tenants = Tenants(profile_ledger, quota_ledger, store, datasets, audit, revoke_keys=keys.revoke_all, now=now)
@@ -139,6 +142,7 @@ def build(settings: Settings, *, warehouse: Warehouse | None = None, now: Callab
         await asyncio.gather(keys.flush_used(), denials.flush())
         await asyncio.gather(quota_ledger.close(), profile_ledger.close(), audit_log.close())
         if given is None:
+            keys_only.close()
             warehouse.close()
 
     server.on_start(first_keys)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
+import threading
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
@@ -13,7 +17,7 @@ from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 
 from libs import errors
-from libs.bigquery import Sql, TableRef, is_conflict, rows_param, to_domain_error
+from libs.bigquery import Sql, TableRef, Warehouse, is_conflict, rows_param, to_domain_error
 
 
 def failure(kind: type[api.GoogleAPICallError], text: str, reason: str = "") -> api.GoogleAPICallError:
@@ -100,3 +104,42 @@ def test_placeholders_take_exactly_the_tables_given() -> None:
     assert sql.with_tables(source=TableRef("t", "d", "my-project")).text.count("`my-project.d.t`") == 2
     with pytest.raises(ValueError, match="placeholders"):
         sql.with_tables(other=TableRef("t"))
+
+
+class Overloaded:
+    """A client whose store never answers in time; counts what it is asked."""
+
+    project = "p"
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.begun = threading.Event()
+
+    def query_and_wait(self, *_: Any, **__: Any) -> Any:
+        self.asked += 1
+        self.begun.set()
+        raise failure(api.ServiceUnavailable, "backend")
+
+    query = get_job = query_and_wait
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("method", ["query", "execute", "script"])
+async def test_a_statement_whose_asker_has_gone_is_not_tried_again(method: str) -> None:
+    """Found by overload: abandoned statements, sent again and again, kept a slow store from ever answering anybody."""
+    client = Overloaded()
+    warehouse = Warehouse(client, max_workers=1)  # type: ignore[arg-type]
+    asking = asyncio.create_task(getattr(warehouse, method)(Sql("test/x.sql", "SELECT 1"), dataset="d", timeout=20))
+    assert await asyncio.to_thread(client.begun.wait, 10)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    # The one thread is free at once: what is asked next does not wait behind tries for nobody.
+    async with asyncio.timeout(5):
+        assert await warehouse.run(lambda: SimpleNamespace(ok=True)) == SimpleNamespace(ok=True)
+    asked = client.asked
+    await asyncio.sleep(0.5)
+    assert client.asked == asked
+    warehouse.close()
