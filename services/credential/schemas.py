@@ -124,6 +124,15 @@ class _ServiceAccount(_Strict):
         return Draft(Provider.GCP, Kind.SERVICE_ACCOUNT, Secret.of(kept), self.client_email)
 
 
+class _GrantedAccess(_Strict):
+    """No secret: the customer lets the platform's own Google account read its dataset, and labels that as its own."""
+
+    type: Literal["granted_access"] = Field(description="the text granted_access")
+
+    def draft(self, now: datetime) -> Draft:
+        return Draft(Provider.GCP, Kind.GRANTED_ACCESS, Secret.of(self.model_dump()), "granted access")
+
+
 class _AccessKey(_Strict):
     """An AWS access key, for good or for a session."""
 
@@ -276,7 +285,7 @@ def parse_source(provider: Provider, given: Mapping[str, Any], *, stand_ins: boo
 def _form(provider: Provider, given: Mapping[str, Any]) -> Any:
     match provider:
         case Provider.GCP:
-            return _ServiceAccount
+            return _GrantedAccess if given.get("type") == "granted_access" else _ServiceAccount
         case Provider.AWS:
             return _Role if "role_arn" in given else _AccessKey
         case Provider.AZURE:

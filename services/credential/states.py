@@ -46,6 +46,7 @@ class Kind(StrEnum):
     ROLE = "role"
     SERVICE_PRINCIPAL = "service_principal"
     SAS = "sas"
+    GRANTED_ACCESS = "granted_access"
 
 
 class Status(StrEnum):

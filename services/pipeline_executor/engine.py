@@ -31,7 +31,7 @@ _CLEAN_UP_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """A run that ended well. PUBLISHED and SUPERSEDED stand in the run row already; the caller writes NO_DATA."""
+    """A run that ended well. PUBLISHED and SUPERSEDED stand in the run row already; the caller writes the others."""
 
     outcome: Outcome
     rows_published: int
@@ -86,7 +86,7 @@ class _Walk:
         self._staging = Staging(context.warehouse, context.tenant_id, context.pipeline_logging_id, context.attempt)
         self._outputs: dict[str, object] = {}
         self._reported: dict[str, float] = {}
-        self._no_data = False
+        self._nothing: Outcome | None = None
         self._events: dict[str, StepEvent] = {}
         for position, step in enumerate(pipeline.steps):
             event = StepEvent(step_name=step.name, step_type=step.type, position=position)
@@ -95,8 +95,8 @@ class _Walk:
 
     def result(self) -> RunResult:
         steps = tuple(self._events.values())
-        if self._no_data:
-            return RunResult(Outcome.NO_DATA, 0, None, steps)
+        if self._nothing is not None:
+            return RunResult(self._nothing, 0, None, steps)
         published = next(output for output in self._outputs.values() if isinstance(output, Published))
         return RunResult(published.outcome, published.rows, published.superseded_by, steps)
 
@@ -112,7 +112,7 @@ class _Walk:
         try:
             await self._make_directory()
             while True:
-                ready = [] if self._no_data else [step for step in waiting if self._completed(step.depends_on)]
+                ready = [] if self._nothing else [step for step in waiting if self._completed(step.depends_on)]
                 waiting = [step for step in waiting if step not in ready]
                 running |= {asyncio.create_task(self._step(step), name=step.name) for step in ready}
                 if not running:
@@ -133,7 +133,8 @@ class _Walk:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-            self._no_data = self._no_data or result.no_data
+            if result.unchanged or result.no_data:
+                self._nothing = Outcome.UNCHANGED if result.unchanged else Outcome.NO_DATA
 
     def _completed(self, names: tuple[str, ...]) -> bool:
         return all(self._events[name].status is StepStatus.COMPLETED for name in names)
@@ -167,6 +168,7 @@ class _Walk:
             provider=self._pipeline.provider,
             domain=self._pipeline.domain,
             template=self._pipeline.template,
+            revision=self._pipeline.revision,
             step_name=step.name,
             outputs=self._outputs,
             staging=self._staging,

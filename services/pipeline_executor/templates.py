@@ -8,6 +8,7 @@ no further checks. Requests only look names up in a dict: no path is ever built 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import math
 import re
@@ -61,7 +62,11 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A checked template. Names are lower case; ``tables`` are those it publishes into."""
+    """A checked template. Names are lower case; ``tables`` are those it publishes into.
+
+    ``refresh_window_days`` is how many days back its source still changes, so that reading them again is worth it.
+    ``revision`` is a hash of all its text: what was published by another one may have become other rows.
+    """
 
     provider: str
     domain: str
@@ -72,6 +77,8 @@ class Pipeline:
     tables: tuple[str, ...]
     parameters: tuple[Parameter, ...]
     steps: tuple[PipelineStep, ...]
+    refresh_window_days: int = 0
+    revision: str = ""
 
     @property
     def id(self) -> str:
@@ -193,6 +200,7 @@ class _PipelineText(_Text):
     description: str = Field(min_length=1)
     credential_provider: str
     max_days: int = Field(ge=1, le=366)
+    refresh_window_days: int = Field(default=0, ge=0, le=93)
     tables: list[str] = Field(min_length=1)
     parameters: list[_ParameterText] = Field(default_factory=list)
     steps: list[_StepText] = Field(min_length=1)
@@ -243,6 +251,8 @@ def parse(path: str, text: str) -> Pipeline:
         tables=tuple(body.tables),
         parameters=tuple(_parameter(where, index, item) for index, item in enumerate(body.parameters)),
         steps=steps,
+        refresh_window_days=body.refresh_window_days,
+        revision=hashlib.sha256("\n".join([text, *(repr(step.config) for step in steps)]).encode()).hexdigest(),
     )
     if foreign := sorted(set(pipeline.datasets) - set(EXTRACTORS[provider])):
         raise TemplateInvalid(f"{where}: steps: {provider} has no data set {foreign}")

@@ -111,6 +111,7 @@ def encode_template(pipeline: Pipeline) -> pb.Template:
             for item in pipeline.parameters
         ],
         steps=[step.name for step in pipeline.steps],
+        refresh_window_days=pipeline.refresh_window_days,
     )
 
 

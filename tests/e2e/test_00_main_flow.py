@@ -190,6 +190,9 @@ def test_running_again_changes_nothing(tenant: Tenant, first: dict[str, Any]) ->
     before = tenant.stored(DATE)
     again = tenant.run(date=DATE)
     assert again["pipeline_logging_id"] != first["pipeline_logging_id"]
+    assert again["outcome"] == "UNCHANGED"
+    forced = tenant.run(date=DATE, parameters={"force": True})
+    assert forced["outcome"] == "PUBLISHED"
     assert tenant.stored(DATE) == before
     assert len(before) == int(first["rows_published"])
 

@@ -141,7 +141,7 @@ async def test_every_kind_of_charge_of_cur_2(runs: AwsRuns, bucket: Bucket, form
     rows = [{**item, "brand_new_column": "n"} for item in ROWS]
     write = as_parquet if form == "parquet" else lambda part: gzip.compress(exported(part))
     bucket.deliver({f"cur2-00001.{form}": write(rows[:5]), f"cur2-00002.{form}": write(rows[5:])})
-    assert await published(runs, bucket) == {"dates_inside_billing_period"}
+    assert await published(runs, bucket) == {"dates_inside_billing_period", "schema_known"}
     assert await total(runs) == sum(Decimal(str(item["line_item_unblended_cost"])) for item in ROWS)
     [extra] = await runs.rows(
         "SELECT MIN(JSON_VALUE(t.source_extra, '$.brand_new_column')) AS x FROM aws_cost_billing AS t"

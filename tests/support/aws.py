@@ -239,6 +239,8 @@ class AwsRuns:
             "open_credential": open_credential,
             "source": source,
             "source_endpoints": self.endpoints,
+            # A test that runs twice wants to see what the second one does.
+            "parameters": {"force": True},
         }
         return RunContext(**{**given, **changes})
 

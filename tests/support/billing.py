@@ -269,6 +269,8 @@ class TenantRuns:
             "now": lambda: datetime.now(UTC),
             "open_credential": open_credential,
             "source_endpoints": self.endpoints,
+            # A test that runs twice wants to see what the second one does.
+            "parameters": {"force": True},
         }
         return RunContext(**{**given, **changes})
 

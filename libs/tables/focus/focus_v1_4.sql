@@ -16,5 +16,5 @@ SELECT
   t.SkuId, t.SkuMeter, t.SkuPriceDetails, t.SkuPriceId, t.SubAccountId, t.SubAccountName, t.SubAccountType, t.Tags,
   t.x_ChargeDate, t.x_Provider, t.x_RowKind, t.x_InvoiceMonth, t.x_CostType, t.x_ServiceId, t.x_Credits,
   t.x_CurrencyConversionRate, t.x_ExportTime, t.x_Location, t.x_Project, t.x_CostCategories, t.x_Discounts,
-  t.x_Operation, t.x_ServiceCode, t.x_UsageType, t.x_SourceChanges, t.x_PipelineLoggingId
+  t.x_Operation, t.x_ServiceCode, t.x_UsageType, t.x_SourceTemplate, t.x_SourceChanges, t.x_PipelineLoggingId
 FROM {focus_cost_and_usage} AS t

@@ -19,18 +19,21 @@ from services.pipeline_executor.providers.source import check
 EXTRACTORS: Mapping[str, Mapping[str, Extractor]] = {
     "aws": {
         "cost_and_usage_report": AwsExtractor(),
+        "focus_export": AwsExtractor(),
         "securityhub_findings": SecurityHubExtractor(),
         "config_rules": ConfigExtractor(),
         "prowler": ProwlerExtractor(AwsSource),
     },
     "azure": {
         "cost_export": AzureExtractor(),
+        "focus_export": AzureExtractor(),
         "policy_states": PolicyExtractor(),
         "defender_assessments": DefenderExtractor(),
         "prowler": ProwlerExtractor(AzureSource),
     },
     "gcp": {
         "billing_export": GcpExtractor(),
+        "focus_export": GcpExtractor(),
         "scc_findings": FindingsExtractor(),
         "prowler": ProwlerExtractor(GcpSource),
     },

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import csv
 import gzip
+import json
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ from services.pipeline_executor.providers.source import read as read_source
 from services.pipeline_executor.providers.worker import in_thread
 from services.pipeline_executor.run_context import Secret
 
-_LAYOUTS = {"cost_and_usage_report": rows.report_layout}
+_LAYOUTS = {"cost_and_usage_report": rows.report_layout, "focus_export": rows.focus_layout}
 
 
 class Source(SourceModel):
@@ -47,7 +48,7 @@ class Source(SourceModel):
 
 
 class AwsExtractor:
-    """Extracts ``cost_and_usage_report``: legacy and 2.0, gzip CSV and parquet, whatever their set of columns."""
+    """Extracts ``cost_and_usage_report``, legacy and 2.0, and ``focus_export``: gzip CSV and parquet."""
 
     source: ClassVar[type[SourceModel]] = Source
     resumes: ClassVar[bool] = False
@@ -58,6 +59,9 @@ class AwsExtractor:
         store = await open_store(S3Bucket(source.bucket, source.region, source.endpoint_url), secret, request.endpoints)
         started = datetime.now(UTC)
         readings = await _readings(store, source, request)
+        version = _version(readings)
+        if request.is_published(version):
+            return _unchanged(readings, started, version)
         work = _Work(_LAYOUTS[request.dataset](), request)
         engine = rows.connect(request.directory)
         try:
@@ -78,7 +82,26 @@ class AwsExtractor:
                 "missing_columns": sorted(work.drift.missing),
                 "extra_columns": sorted(work.drift.extra),
             },
+            unknown_columns=tuple(sorted(work.drift.extra)),
+            version=version,
         )
+
+
+def _version(readings: Sequence[export.Reading]) -> str:
+    """The etags of all that a run would read: what was not written anew is the same."""
+    found = [
+        [reading.delivery.root, str(reading.delivery.start), reading.delivery.manifest.etag, reading.delivery.run]
+        + [f"{part.path}:{part.etag}" for part in reading.delivery.parts]
+        for reading in readings
+    ]
+    return json.dumps(found, sort_keys=True)
+
+
+def _unchanged(readings: Sequence[export.Reading], started: datetime, version: str) -> Extraction:
+    return Extraction(
+        files=(), schema=(), rows=0, bytes=0, started=started, totals={}, version=version, unchanged=True,
+        details={"deliveries": [_shown(reading) for reading in readings]},
+    )  # fmt: skip
 
 
 def _shown(reading: export.Reading) -> Mapping[str, Any]:
@@ -109,7 +132,7 @@ async def _readings(store: Store, source: Source, request: ExtractRequest) -> Se
     for item in every:
         text = await store.read(item.manifest.path, etag=item.manifest.etag)
         found.append(export.delivery(item, text, source.bucket, objects, datetime.now(UTC)))
-    focus = request.dataset != "cost_and_usage_report"
+    focus = request.dataset == "focus_export"
     return export.readings(found, focus=focus, first=request.start_date, last=request.end_date)
 
 
@@ -162,6 +185,9 @@ def _decode(
     try:
         columns = rows.header(path)
         made = rows.plan(work.layout, columns, name)
+        unknown = {column for column in made.extra if not column.lower().startswith("x_")}
+        if not work.request.keep_unknown:
+            made = replace(made, extra={column: at for column, at in made.extra.items() if column not in unknown})
         # First: Arrow notices an end that is missing, which DuckDB takes for the end.
         work.totals.add(path, made, work.layout, window)
         if stop.is_set():
@@ -174,13 +200,14 @@ def _decode(
             raise _damaged(name, delivery) from exc
         raise errors.FailedPrecondition(
             "SOURCE_VALUE_INVALID",
-            f"File {name} has a value in {work.layout.start}, {work.layout.cost} or another date that cannot be read.",
+            f"File {name} has a value in {work.layout.start}, {', '.join(work.layout.sums)} or another date that "
+            "cannot be read.",
         ) from exc
     except (duckdb.Error, pa.ArrowException, EOFError, gzip.BadGzipFile, zlib.error, csv.Error, OSError) as exc:
         raise _damaged(name, delivery) from exc
     except UnicodeDecodeError as exc:
         raise _damaged(name, delivery) from exc
-    work.drift.extra |= set(made.extra)
+    work.drift.extra |= unknown
     work.drift.missing |= {
         column.name
         for column in work.layout.schema

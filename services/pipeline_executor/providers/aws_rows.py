@@ -44,9 +44,9 @@ class Layout:
 
     schema: tuple[SchemaField, ...]
     start: str
-    cost: str
     currency: str
-    measure: str
+    # Column of money → the name of its sum.
+    sums: Mapping[str, str]
     required: tuple[str, ...]
     json: tuple[str, ...]
     # Prefix of a column's name (as ``same`` writes it) → the JSON column that holds the rest of it.
@@ -59,9 +59,8 @@ def report_layout() -> Layout:
     return Layout(
         _schema("aws_cost_export.schema.json"),
         start="line_item_usage_start_date",
-        cost="line_item_unblended_cost",
         currency="line_item_currency_code",
-        measure="unblended_cost",
+        sums={"line_item_unblended_cost": "unblended_cost"},
         required=(
             "line_item_usage_start_date", "line_item_unblended_cost", "line_item_currency_code",
             "line_item_line_item_type",
@@ -71,6 +70,23 @@ def report_layout() -> Layout:
             "product": "product", "resource_tags": "resource_tags", "cost_category": "cost_category",
             "discount": "discount",
         },
+    )  # fmt: skip
+
+
+@functools.cache
+def focus_layout() -> Layout:
+    """AWS's own FOCUS exports, 1.0 and 1.2."""
+    return Layout(
+        _schema("focus_export.schema.json"),
+        start="ChargePeriodStart",
+        currency="BillingCurrency",
+        sums={"BilledCost": "billed_cost", "EffectiveCost": "effective_cost"},
+        required=("ChargePeriodStart", "BilledCost", "EffectiveCost", "BillingCurrency", "ChargeCategory"),
+        json=(
+            "AllocatedMethodDetails", "AllocatedTags", "CommitmentProgramEligibilityDetails", "ContractApplied",
+            "SkuPriceDetails", "Tags",
+        ),
+        members={},
     )  # fmt: skip
 
 
@@ -248,7 +264,7 @@ def _column(
         return ConstantExpression(None).cast("TIMESTAMPTZ" if column.field_type == "TIMESTAMP" else "VARCHAR")
     if column.field_type == "TIMESTAMP":
         return _moment(place, names, kinds).cast("TIMESTAMPTZ")
-    if column.name == layout.cost:
+    if column.name in layout.sums:
         # By way of text, which has a double's shortest digits, and rounded once.
         return _text(place, names, kinds).cast(f"DECIMAL(38, {STORED_DIGITS})").cast("VARCHAR")
     return _text(place, names, kinds)
@@ -318,7 +334,7 @@ class Totals:
     def add(self, path: Path, made: Plan, layout: Layout, window: Window) -> int:
         """Adds the file's rows of the window; how many rows the whole file has."""
         count = 0
-        for batch in _batches(path, [made.own[name] for name in (layout.start, layout.cost, layout.currency)]):
+        for batch in _batches(path, [made.own[name] for name in (layout.start, layout.currency, *layout.sums)]):
             count += batch.num_rows
             day = _clamped(batch.column(0), window)
             taken = batch.filter(
@@ -327,17 +343,19 @@ class Totals:
                     pc.less_equal(day, pa.scalar(window.last, pa.date32())),
                 )
             )
-            self._sum(taken.column(1), taken.column(2), layout.measure)
+            self._sum(taken.column(1), {name: taken.column(2 + n) for n, name in enumerate(layout.sums.values())})
         return count
 
-    def _sum(self, cost: pa.Array, currency: pa.Array, measure: str) -> None:
-        values = pc.fill_null(_exact(cost), pa.scalar(Decimal(0), pa.decimal256(76, 38)))
+    def _sum(self, currency: pa.Array, costs: Mapping[str, pa.Array]) -> None:
+        zero = pa.scalar(Decimal(0), pa.decimal256(76, 38))
+        values = {measure: pc.fill_null(_exact(cost), zero) for measure, cost in costs.items()}
         names = pc.fill_null(pc.utf8_trim_whitespace(currency.cast(pa.string())), "")
         for name in pc.unique(names).to_pylist():
-            rows = values.filter(pc.equal(names, name))
-            sums = self.sums.setdefault(name, {"row_count": Decimal(0), measure: Decimal(0)})
-            sums["row_count"] += len(rows)
-            sums[measure] += pc.sum(rows).as_py()
+            taken = pc.equal(names, name)
+            sums = self.sums.setdefault(name, dict.fromkeys(("row_count", *costs), Decimal(0)))
+            sums["row_count"] += pc.sum(taken).as_py()
+            for measure, column in values.items():
+                sums[measure] += pc.sum(column.filter(taken)).as_py()
 
 
 def _clamped(column: pa.Array, window: Window) -> pa.Array:

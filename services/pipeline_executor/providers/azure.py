@@ -16,6 +16,7 @@ import contextlib
 import csv
 import decimal
 import gzip
+import json
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from pydantic import Field
 
 from libs import errors
 from services.pipeline_executor.providers import azure_export as export
+from services.pipeline_executor.providers.cells import as_text, day_of
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.object_store import AzureContainer, Store, open_store
 from services.pipeline_executor.providers.parquet import ParquetFile
@@ -42,7 +44,11 @@ from services.pipeline_executor.run_context import Secret
 _BLOCK = 8 * 2**20
 _BATCH_ROWS = 64 * 1024
 _DIGITS = 76
-_VIEWS: Mapping[str, tuple[str, ...]] = {"cost_export": (export.ACTUAL, export.AMORTIZED)}
+_VIEWS: Mapping[str, tuple[str, ...]] = {
+    "cost_export": (export.ACTUAL, export.AMORTIZED),
+    "focus_export": (export.FOCUS,),
+}
+_LAYOUTS = {"cost_export": export.cost_layout, "focus_export": export.focus_layout}
 
 
 class Source(SourceModel):
@@ -56,7 +62,7 @@ class Source(SourceModel):
 
 
 class AzureExtractor:
-    """Extracts ``cost_export``: actual and amortized cost exports, EA and MCA, CSV, CSV.gz and parquet."""
+    """Extracts ``cost_export``, actual and amortized, and ``focus_export``: EA and MCA, CSV, CSV.gz and parquet."""
 
     source: ClassVar[type[SourceModel]] = Source
     resumes: ClassVar[bool] = False
@@ -70,9 +76,19 @@ class AzureExtractor:
         found = await _deliveries(store, source, request)
         readings = export.readings(found, _VIEWS[request.dataset], request.start_date, request.end_date)
         views = sorted({reading.delivery.view for reading in readings})
-        layout = export.cost_layout()
+        version = json.dumps(
+            [[*_shown(reading).values(), *(part.etag for part in reading.delivery.parts)] for reading in readings]
+        )
+        if request.is_published(version):
+            return Extraction(
+                files=(), schema=(), rows=0, bytes=0, started=started, totals={}, version=version, unchanged=True,
+                details={"deliveries": [_shown(reading) for reading in readings]},
+            )  # fmt: skip
+        layout = _LAYOUTS[request.dataset]()
         path = request.directory / "rows.parquet"
-        work = _Work(layout, "".join(views) if len(views) == 1 else export.BOTH, request.directory)
+        work = _Work(
+            layout, "".join(views) if len(views) == 1 else export.BOTH, request.directory, request.keep_unknown
+        )
         with ParquetFile(path, layout.schema) as target:
             for reading in readings:
                 if reading.days:
@@ -88,8 +104,10 @@ class AzureExtractor:
                 "source": f"{source.storage_account}/{source.container}/{source.directory or ''}",
                 "deliveries": [_shown(reading) for reading in readings],
                 "missing_columns": sorted(work.missing),
-                "extra_columns": sorted(work.extra),
+                "extra_columns": export.unknown(work.extra),
             },
+            unknown_columns=tuple(export.unknown(work.extra)),
+            version=version,
         )
 
 
@@ -140,6 +158,7 @@ class _Work:
     layout: export.Layout
     views: str
     directory: Path
+    keep_unknown: bool = True
 
     def __post_init__(self) -> None:
         self.totals = export.Totals()
@@ -196,6 +215,9 @@ def _decode(
             made = export.plan(work.layout, batch.schema.names, _name(part))
             work.extra |= set(made.extra)
             work.missing |= set(made.missing)
+            if not work.keep_unknown:
+                unknown = set(export.unknown(made.extra))
+                batch = batch.select([column for column in batch.schema.names if column not in unknown])
             rows = export.rows(batch, work.layout, made, window, constants, _name(part))
             if rows.num_rows:
                 target.write(rows)
@@ -252,29 +274,29 @@ def _header(path: Path) -> list[str]:
 def _sum(stop: threading.Event, path: Path, part: export.Part, view: str, window: export.Window, work: _Work) -> None:
     """Adds the file's rows of the window to the totals, read without Arrow where the file is text."""
     layout = work.layout
-    measure = f"{view.lower()}_{layout.cost}"
+    measures = [name.format(view=view.lower()) for name in layout.sums.values()]
     with decimal.localcontext(prec=_DIGITS):
-        for charged, start, end, cost, currency in _cells(path, part, layout):
+        for charged, start, end, currency, *costs in _cells(path, part, layout):
             if stop.is_set():
                 return
             try:
-                last = export.day_of(end) - timedelta(layout.end_is_exclusive) if end else None
-                day = window.day(export.day_of(charged or ""), export.day_of(start) if start else None, last)
-                value = export.number(cost)
+                last = day_of(end) - timedelta(layout.end_is_exclusive) if end else None
+                day = window.day(day_of(charged or ""), day_of(start) if start else None, last)
+                values = [export.number(cost) for cost in costs]
             except ValueError:
                 raise export.invalid(_name(part), f"{layout.charge_day}, period or {layout.cost}") from None
             if day in window.days:
-                work.totals.add(currency, {measure: value})
+                work.totals.add(currency, dict(zip(measures, values, strict=True)))
 
 
 def _cells(path: Path, part: export.Part, layout: export.Layout) -> Iterator[tuple[str | None, ...]]:
-    asked = (layout.charge_day, layout.period_start, layout.period_end, layout.cost, layout.currency)
+    asked = (layout.charge_day, layout.period_start, layout.period_end, layout.currency, *layout.sums)
     if path.name.endswith(".parquet"):
         with pq.ParquetFile(path) as file:
             ours = {ours: theirs for theirs, ours in _plan(layout, file.schema_arrow.names, part).names.items()}
             for batch in file.iter_batches(columns=[ours[name] for name in asked if name in ours]):
                 columns = [
-                    export.as_text(batch.column(ours[name])).to_pylist() if name in ours else [None] * batch.num_rows
+                    as_text(batch.column(ours[name])).to_pylist() if name in ours else [None] * batch.num_rows
                     for name in asked
                 ]
                 yield from zip(*columns, strict=True)

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Any
 
@@ -24,19 +24,21 @@ import pyarrow.compute as pc
 from google.cloud.bigquery import SchemaField
 
 from libs.errors import FailedPrecondition, Unavailable
+from services.pipeline_executor.providers.cells import any_json, as_text, day_of, moment, tags_json
 from services.pipeline_executor.providers.parquet import arrow_type, conform_batch
 
 ACTUAL, AMORTIZED, FOCUS = "ACTUAL", "AMORTIZED", "FOCUS"
 BOTH = "BOTH"
 MANIFEST = "manifest.json"
 EXTRA = "source_extra"
+FOCUS_JSON = ("AllocatedMethodDetails", "AllocatedTags", "CommitmentProgramEligibilityDetails", "ContractApplied",
+              "SkuPriceDetails", "Tags")  # fmt: skip
 _TYPES = {"actualcost": ACTUAL, "usage": ACTUAL, "amortizedcost": AMORTIZED, "focuscost": FOCUS}
 _STORED = Decimal("1e-17")
 _DATA = re.compile(r"\.(?:csv|csv\.gz|parquet|snappy\.parquet)$", re.IGNORECASE)
 _PERIOD = re.compile(
     r"(?P<root>(?:.*/)?)(?P<export>[^/]+)/(?P<start>\d{8})-(?P<end>\d{8})/(?P<run>(?:.*/)?)(?P<file>[^/]+)"
 )
-_US_DATE = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})(?: .*)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,8 @@ class Layout:
     currency: str
     required: tuple[str, ...]
     json: tuple[str, ...]
+    # Column → the name of its sum; ``{view}`` in it is ACTUAL, AMORTIZED or FOCUS in lower case.
+    sums: Mapping[str, str]
 
     @property
     def arrow(self) -> pa.Schema:
@@ -302,6 +306,26 @@ def cost_layout() -> Layout:
         currency="billing_currency",
         required=("charge_date", "cost", "billing_currency", "charge_type"),
         json=("tags", "additional_info"),
+        sums={"cost": "{view}_cost"},
+    )
+
+
+@functools.cache
+def focus_layout() -> Layout:
+    """Microsoft's own FOCUS exports, 1.0 to 1.2."""
+    schema, aliases = _columns("focus_export.schema.json")
+    return Layout(
+        schema,
+        aliases,
+        charge_day="ChargePeriodStart",
+        period_start="BillingPeriodStart",
+        period_end="BillingPeriodEnd",
+        end_is_exclusive=True,
+        cost="BilledCost",
+        currency="BillingCurrency",
+        required=("ChargePeriodStart", "BilledCost", "EffectiveCost", "BillingCurrency", "ChargeCategory"),
+        json=FOCUS_JSON,
+        sums={"BilledCost": "billed_cost", "EffectiveCost": "effective_cost"},
     )
 
 
@@ -342,6 +366,11 @@ def plan(layout: Layout, columns: Sequence[str], file: str) -> Plan:
     return Plan(names, tuple(column for column in columns if column not in names), missing)
 
 
+def unknown(columns: Iterable[str]) -> list[str]:
+    """Of columns that have no place of their own, the unannounced: FOCUS lets providers add ``x_`` columns."""
+    return sorted(name for name in columns if not name.lower().startswith("x_"))
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """Which rows of a file are taken: those whose day, moved into its billing period, is one of ``days``.
@@ -379,7 +408,7 @@ def rows(
         elif pa.types.is_timestamp(kind):
             columns[ours] = _mapped(text, moment, kind, file, name)
         elif ours in layout.json:
-            columns[ours] = _mapped(text, tags_json if ours == "tags" else any_json, kind, file, name)
+            columns[ours] = _mapped(text, tags_json if ours.lower() == "tags" else any_json, kind, file, name)
         else:
             columns[ours] = text
     count = batch.num_rows
@@ -394,7 +423,8 @@ def rows(
     columns[layout.period_start] = start
     columns[layout.period_end] = end
     for name, value in constants.items():
-        columns[name] = pa.repeat(pa.scalar(value), count)
+        if name in layout.arrow.names:
+            columns[name] = pa.repeat(pa.scalar(value), count)
     made_batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
     taken = pc.is_in(day, value_set=pa.array(sorted(window.days), pa.date32()))
     return conform_batch(made_batch.filter(taken), layout.arrow, EXTRA)
@@ -416,25 +446,6 @@ def _as_dates(column: pa.Array) -> pa.Array:
     return column if pa.types.is_date32(column.type) else column.cast(pa.date32(), safe=False)
 
 
-def as_text(column: pa.Array) -> pa.Array:
-    """The column as text, as it would stand in a CSV file; an empty text is NULL."""
-    if pa.types.is_nested(column.type):
-        column = pa.array(
-            [None if item is None else json.dumps(_pairs(item)) for item in column.to_pylist()], pa.string()
-        )
-    elif pa.types.is_timestamp(column.type):
-        column = pc.strftime(column.cast(pa.timestamp("s", tz=column.type.tz), safe=False), "%Y-%m-%dT%H:%M:%SZ")
-    text = column.cast(pa.string())
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), pa.scalar(None, pa.string()), text)
-
-
-def _pairs(item: Any) -> Any:
-    """A parquet map comes as a list of pairs."""
-    if isinstance(item, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in item):
-        return dict(item)
-    return item
-
-
 def _mapped(column: pa.Array, function: Callable[[str], Any], kind: pa.DataType, file: str, name: str) -> pa.Array:
     """The function of each value; it is called once per distinct one."""
     encoded = column.dictionary_encode()
@@ -450,54 +461,6 @@ def invalid(file: str, column: str) -> FailedPrecondition:
     return FailedPrecondition(
         "SOURCE_VALUE_INVALID", f"File {file} has a value in column {column} that cannot be read."
     )
-
-
-@functools.lru_cache(maxsize=4096)
-def moment(text: str) -> datetime:
-    """A time, or a day in either form; UTC where it names no zone. ``ValueError`` if it is none."""
-    if match := _US_DATE.fullmatch(text.strip()):
-        month, day, year = (int(part) for part in match.groups())
-        return datetime(year, month, day, tzinfo=UTC)
-    # Seven digits after the second, as .NET writes them, are more than Python takes.
-    found = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text.strip()))
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def day_of(text: str) -> date:
-    """The UTC day: ``2025-11-17``, ``2025-11-17T00:00:00Z`` or ``11/17/2025``, month first. ``ValueError`` if none."""
-    return moment(text).astimezone(UTC).date()
-
-
-@functools.lru_cache(maxsize=16384)
-def tags_json(text: str) -> str | None:
-    """Tags as one JSON object: EA leaves the braces out, others write an empty text. What is none is kept whole."""
-    inner = text.strip()
-    if inner in ('""', "{}", "null"):
-        return None
-    for candidate in (inner, "{" + inner + "}"):
-        try:
-            found = json.loads(candidate)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            return json.dumps({key: _scalar(value) for key, value in found.items()}, ensure_ascii=False)
-    return json.dumps({"x_Unparsed": text}, ensure_ascii=False)
-
-
-def _scalar(value: Any) -> Any:
-    return "" if value is None else value if isinstance(value, str | int | float | bool) else json.dumps(value)
-
-
-@functools.lru_cache(maxsize=16384)
-def any_json(text: str) -> str | None:
-    """JSON as it is; a text that is none becomes a JSON string."""
-    if text.strip() in ('""', "null"):
-        return None
-    try:
-        json.loads(text)
-    except ValueError:
-        return json.dumps(text, ensure_ascii=False)
-    return text
 
 
 # ------------------------------------------------------------------------------------------------- totals

@@ -15,15 +15,28 @@ from typing import Any, Protocol
 
 from google.cloud.bigquery import SchemaField
 
+from libs.bigquery import TableRef, Warehouse
+from libs.tenancy import TenantId
 from services.pipeline_executor.providers.source import SourceModel
 from services.pipeline_executor.run_context import Secret, SourceEndpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """The platform's own BigQuery: the tenant whose data are read, and a staging table of the run's for what need not
+    leave it."""
+
+    warehouse: Warehouse
+    tenant_id: TenantId
+    target: TableRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractRequest:
     """Which data set of the provider, for which UTC days (inclusive), from where, into which directory.
 
-    ``parameters`` are the template's, checked.
+    ``parameters`` are the template's, checked. ``keep_unknown``: whether columns nobody has announced are kept.
+    ``is_published(version)`` says whether these days stand published from exactly that version of the source.
     ``report(rows, bytes)`` takes the progress so far; it is called on the event loop.
     """
 
@@ -36,6 +49,9 @@ class ExtractRequest:
     platform_project: str
     endpoints: SourceEndpoints
     report: Callable[[int, int], None]
+    inside: Inside
+    keep_unknown: bool = True
+    is_published: Callable[[str], bool] = lambda version: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +69,13 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extraction:
-    """Files of one schema, and what the source itself says should be in them.
+    """Files of one schema, or a staging table filled already, and what the source itself says should be in them.
 
     ``started`` is when the source was looked at, by the source's own clock: of two extractions the one that started
     later has seen more. ``totals`` is keyed by currency ("" where a row has none), then by measure. ``scopes`` is what
-    a compliance scan covers.
+    a compliance scan covers. ``version`` is what the source cheaply says of its state (a manifest's etag, the newest
+    time of export), None if it says nothing; ``unchanged``: these days stand published from that version, and nothing
+    was read.
     """
 
     files: tuple[Path, ...]
@@ -68,6 +86,10 @@ class Extraction:
     totals: Mapping[str, Mapping[str, Decimal]]
     scopes: tuple[Scope, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    unknown_columns: tuple[str, ...] = ()
+    version: str | None = None
+    unchanged: bool = False
+    table: TableRef | None = None
 
 
 class Extractor(Protocol):

@@ -31,6 +31,8 @@ class Load:
     async def run(self, context: StepContext) -> StepResult:
         """Loads into a table made anew, so that a second try cannot add to the first."""
         extraction = context.output(self._config.extraction, Extraction)
+        if extraction.table is not None:
+            return StepResult(rows=extraction.rows, output=StagedTable(extraction.table, extraction.rows))
         ref = await context.staging.create(context.step_name, extraction.schema)
         rows = 0
         for path in extraction.files:

@@ -84,6 +84,7 @@ class Quality:
             totals=extraction.totals,
             now=run.now(),
         )
+        results.append(drift(context.output(self._config.extraction, Extraction).unknown_columns, run.now()))
         await run.journal.quality(results)
         if stopping := [result for result in results if result.status is CheckStatus.FAIL]:
             names = sorted({result.check_name for result in stopping})
@@ -134,6 +135,21 @@ def evaluate(
                 )
             )
     return results
+
+
+def drift(unknown: Sequence[str], now: datetime) -> CheckResult:
+    """The result that reports columns of the source which nobody has announced."""
+    return CheckResult(
+        check_name="schema_known",
+        check_type="schema_drift",
+        severity=Severity.WARNING,
+        status=CheckStatus.WARN if unknown else CheckStatus.PASS,
+        dimension=None,
+        expected="",
+        actual=", ".join(unknown)[:1000],
+        message="Every column of the source is known; others are kept in source_extra, unless the template drops them.",
+        check_time=now,
+    )
 
 
 @functools.cache

@@ -44,6 +44,16 @@ def _load_sql(value: object, info: ValidationInfo) -> Sql:
 type SqlFile = Annotated[Sql, PlainValidator(_load_sql)]
 
 
+def _load_script(value: object, info: ValidationInfo) -> Sql:
+    """Reads one file, or a list of files that are parts of one script; it is named by the first that is not shared."""
+    parts = [_load_sql(name, info) for name in (value if isinstance(value, list) and value else [value])]
+    own = next((part for part in parts if f"/{_SHARED}" not in part.name), parts[0])
+    return Sql(own.name, "\n".join(part.text for part in parts))
+
+
+type SqlScript = Annotated[Sql, PlainValidator(_load_script)]
+
+
 def _load_lookup(value: object) -> str:
     """Reads a CSV file of ``reference/``, whose first lines may be comments, into a JSON array of its rows."""
     if not isinstance(value, str) or not value.endswith(".csv") or not value.removesuffix(".csv").isidentifier():
@@ -79,26 +89,32 @@ class StagedTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a finished step moved, and what later steps may read; ``no_data`` ends the run with nothing published."""
+    """What a finished step moved, and what later steps may read.
+
+    ``no_data`` and ``unchanged`` end the run with nothing published: there is nothing, or it stands published already.
+    """
 
     rows: int | None = None
     bytes: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     output: object = None
     no_data: bool = False
+    unchanged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepContext:
     """One try of one step: the run, the outputs of the steps before it, the staging area and a progress hook.
 
-    ``report(rows, bytes)`` says how far a long step has come; it is cheap and may be called often, on the loop only.
+    ``revision`` changes with the template's text. ``report(rows, bytes)`` says how far a long step has come; it is
+    cheap and may be called often, on the loop only.
     """
 
     run: RunContext
     provider: str
     domain: str
     template: str
+    revision: str
     step_name: str
     outputs: Mapping[str, object]
     staging: Staging

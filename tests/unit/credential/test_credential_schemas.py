@@ -69,6 +69,15 @@ def test_a_service_account_key_as_downloaded():
     assert draft.expire_time is None
 
 
+def test_access_that_was_granted_needs_no_key():
+    draft = parse_credentials(Provider.GCP, {"type": "granted_access"}, NOW)
+    assert (draft.kind, draft.display, draft.expire_time) == (Kind.GRANTED_ACCESS, "granted access", None)
+    assert draft.secret.fields() == {"type": "granted_access"}
+    assert fields(fault(Provider.GCP, {"type": "granted_access", "private_key": rsa_pem()})) == {
+        "credentials.private_key"
+    }
+
+
 @pytest.mark.parametrize("optional", ["client_id", "auth_uri", "auth_provider_x509_cert_url", "universe_domain"])
 def test_what_a_service_account_key_can_do_without(optional):
     assert optional not in parse_credentials(Provider.GCP, service_account(**{optional: None}), NOW).secret.fields()

@@ -12,7 +12,7 @@ import pytest
 
 from libs import errors
 from services.pipeline_executor.providers import azure_export as export
-from services.pipeline_executor.providers import check_source
+from services.pipeline_executor.providers import cells, check_source
 from services.pipeline_executor.providers.azure_export import ACTUAL, AMORTIZED, Blob, Delivery
 
 NOON = datetime(2025, 11, 20, 12, tzinfo=UTC)
@@ -94,13 +94,13 @@ def test_each_day_is_read_from_the_newest_delivery_and_only_where_all_exports_co
     ],
 )  # fmt: skip
 def test_days_of_both_forms(text: str, day: int) -> None:
-    assert export.day_of(text).day == day
+    assert cells.day_of(text).day == day
 
 
 @pytest.mark.parametrize("text", ["17/11/2025", "17.11.2025", "", "now", "2025-13-01"])
 def test_what_is_no_day(text: str) -> None:
     with pytest.raises(ValueError):
-        export.day_of(text)
+        cells.day_of(text)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,13 @@ def test_what_is_no_day(text: str) -> None:
         ('"a": "1","b": "x, y"', {"a": "1", "b": "x, y"}),
         ('{"a": null, "n": 1, "deep": {"x": 1}}', {"a": "", "n": 1, "deep": '{"x": 1}'}),
         ("no tags", {"x_Unparsed": "no tags"}),
+        ('[{"key": "a", "value": "1"}, {"Key": "b", "x_namespace": "org/1"}]', {"a": "1", "org/1/b": ""}),
         ('""', None),
         ("{}", None),
     ],
 )
 def test_tags(text: str, tags: object) -> None:
-    made = export.tags_json(text)
+    made = cells.tags_json(text)
     assert (None if made is None else json.loads(made)) == tags
 
 

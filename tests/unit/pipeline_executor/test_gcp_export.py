@@ -44,8 +44,8 @@ def test_days_are_half_open_in_utc() -> None:
         ("export_time", "TIMESTAMP", "DAY", "TIMESTAMP '2025-11-16 00:00:00+00'"),
         ("usage_start_time", "DATETIME", "DAY", "DATETIME '2025-11-16 00:00:00'"),
         ("partition_date", "DATE", "DAY", "DATE '2025-11-16'"),
-        ("invoice_date", "DATE", "MONTH", "DATE '2025-10-31'"),
-        ("whatever", "TIMESTAMP", "DAY", "TIMESTAMP '2025-10-31 00:00:00+00'"),
+        ("invoice_date", "DATE", "MONTH", "DATE '2025-09-30'"),
+        ("whatever", "TIMESTAMP", "DAY", "TIMESTAMP '2025-09-30 00:00:00+00'"),
     ],
 )
 def test_the_partition_bound_is_of_its_columns_type_and_lets_nulls_in(
@@ -66,7 +66,7 @@ def test_parameters_say_the_same_as_the_restriction() -> None:
     rows = gcp_export.rows(plan(known_schema()), Partitioning("day", "DATE", "DAY"), DAY, DAY)
     params = rows.params()
     assert [value.type for value in params.values() if isinstance(value, Typed)] == ["TIMESTAMP", "TIMESTAMP", "DATE"]
-    assert params["floor"] == Typed("DATE", date(2025, 10, 31))
+    assert params["floor"] == Typed("DATE", date(2025, 9, 30))
     assert rows.partition_column().quoted() == "`day`"
     unpartitioned = gcp_export.rows(plan(known_schema()), None, DAY, DAY)
     assert unpartitioned.params()["floor"] == unpartitioned.params()["start"]

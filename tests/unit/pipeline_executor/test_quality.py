@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.pipeline_executor.run_context import CheckResult
-from services.pipeline_executor.steps.quality import CheckConfig, currencies, evaluate
+from services.pipeline_executor.steps.quality import CheckConfig, currencies, drift, evaluate
 
 NOW = datetime(2025, 11, 18, tzinfo=UTC)
 
@@ -68,3 +68,9 @@ def test_currencies() -> None:
     assert {"USD", "EUR", "JPY", "BRL", "INR"} <= set(currencies())
     assert all(len(code) == 3 and code.isupper() for code in currencies())
     assert len(currencies()) == len(set(currencies())) > 150
+
+
+def test_columns_nobody_announced_are_a_warning() -> None:
+    assert drift((), NOW).status == "PASS"
+    found = drift(("carbon", "seen"), NOW)
+    assert (found.severity, found.status, found.actual) == ("WARNING", "WARN", "carbon, seen")

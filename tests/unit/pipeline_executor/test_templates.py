@@ -33,7 +33,10 @@ steps:
     type: publish
     depends_on: [transform]
     timeout_seconds: 60
-    config: {sql: publish.sql, table: transform, extraction: extract}
+    config:
+      sql: [shared/publish_begin.sql, publish.sql, shared/publish_commit.sql]
+      table: transform
+      extraction: extract
 """
 
 
@@ -56,6 +59,11 @@ def test_a_good_template_is_whole() -> None:
     assert pipeline.steps[2].retry.attempts == 3
     assert pipeline.steps[2].timeout.total_seconds() == 60
     assert pipeline.credential_provider == "GCP"
+    assert pipeline.revision == parse("gcp/cost/test.yaml", GOOD).revision
+    assert pipeline.revision != parse("gcp/cost/test.yaml", GOOD.replace("A test.", "Another test.")).revision
+    drifting = GOOD.replace("{dataset: billing_export}", "{dataset: billing_export, schema_drift: POLICY}")
+    assert parse("gcp/cost/test.yaml", drifting.replace("POLICY", "freeze")).revision != pipeline.revision
+    assert "schema_drift" in refused(drifting.replace("POLICY", "ignore"))
 
 
 def test_the_projects_own_templates_load_and_are_found_in_any_case() -> None:

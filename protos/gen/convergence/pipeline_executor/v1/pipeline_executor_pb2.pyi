@@ -66,6 +66,7 @@ class Template(_message.Message):
     TABLES_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    REFRESH_WINDOW_DAYS_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Provider in lower case."""
     domain: _builtins.str
@@ -74,6 +75,8 @@ class Template(_message.Message):
     """Name of the template."""
     description: _builtins.str
     """What it brings."""
+    refresh_window_days: _builtins.int
+    """How many days back its source still changes: a schedule's refresh window that takes in late rows and corrections."""
     @_builtins.property
     def tables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Tables it writes in the tenant's dataset."""
@@ -96,10 +99,11 @@ class Template(_message.Message):
         tables: _abc.Iterable[_builtins.str] | None = ...,
         parameters: _abc.Iterable[Global___Template.Parameter] | None = ...,
         steps: _abc.Iterable[_builtins.str] | None = ...,
+        refresh_window_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "domain", b"domain", "parameters", b"parameters", "provider", b"provider", "steps", b"steps", "tables", b"tables", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "domain", b"domain", "parameters", b"parameters", "provider", b"provider", "refresh_window_days", b"refresh_window_days", "steps", b"steps", "tables", b"tables", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

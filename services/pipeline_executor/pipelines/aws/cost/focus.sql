@@ -1,6 +1,7 @@
 -- Charges in the columns of focus_cost_and_usage: one row per line item of {billing} (those of aws_cost_billing) that
 -- is no negation of a savings plan, and one more for what was paid of a reservation or savings plan and nobody used.
--- Parameters: @services, @units, @regions STRING (lookups as JSON text), @pipeline_logging_id STRING.
+-- Parameters: @services, @units, @regions STRING (lookups as JSON text), @pipeline_logging_id, @provider, @domain,
+-- @template STRING.
 -- {target} is the staging table made. Replaces it, so it may run again.
 -- BilledCost is what is invoiced: the net cost where the payer has one, else the unblended one. What a savings plan
 -- covers is invoiced by the plan's fee, so that its line items and their negations, which cancel, are billed nothing.
@@ -328,6 +329,14 @@ SELECT
     IF(b.bill_payer_account_name IS NULL, 'BillingAccountName from its id', NULL),
     IF(b.line_item_legal_entity IS NULL, 'PublisherName AWS, as the row has none', NULL)
   ], '; '), '') AS x_SourceChanges,
+  CAST(NULL AS STRING) AS x_CostType,
+  CAST(NULL AS STRING) AS x_ServiceId,
+  CAST(NULL AS JSON) AS x_Credits,
+  CAST(NULL AS FLOAT64) AS x_CurrencyConversionRate,
+  CAST(NULL AS TIMESTAMP) AS x_ExportTime,
+  CAST(NULL AS JSON) AS x_Location,
+  CAST(NULL AS JSON) AS x_Project,
+  CONCAT(@provider, '/', @domain, '/', @template) AS x_SourceTemplate,
   @pipeline_logging_id AS x_PipelineLoggingId
 FROM priced AS b
 LEFT JOIN regions AS r ON r.region = b.product_region_code

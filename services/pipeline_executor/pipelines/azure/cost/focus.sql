@@ -1,6 +1,7 @@
 -- One row per charge in the columns of focus_cost_and_usage: every row of {billing} (those of azure_cost_billing), but of
 -- the actual export, where both exports were read, only what the amortized one lacks: purchases and refunds of commitments.
--- Parameters: @services, @units, @regions, @resource_types STRING (lookups as JSON text), @pipeline_logging_id STRING.
+-- Parameters: @services, @units, @regions, @resource_types STRING (lookups as JSON text), @pipeline_logging_id,
+-- @provider, @domain, @template STRING.
 -- {target} is the staging table made. Replaces it, so it may run again.
 -- BilledCost is what is invoiced: the cost of all but amortized usage of commitments. EffectiveCost is the amortized cost:
 -- purchases of commitments have none, used and unused commitments have their share of them. Where only one of the exports
@@ -286,6 +287,18 @@ SELECT
     IF(b.commitment IS NOT NULL AND b.benefit_id IS NULL, 'CommitmentDiscountId not from BenefitId', NULL),
     IF(b.publisher_name IS NULL, 'PublisherName Microsoft, as the row has none', NULL)
   ], '; '), '') AS x_SourceChanges,
+  CAST(NULL AS STRING) AS x_CostType,
+  CAST(NULL AS STRING) AS x_ServiceId,
+  CAST(NULL AS JSON) AS x_Credits,
+  CAST(NULL AS TIMESTAMP) AS x_ExportTime,
+  CAST(NULL AS JSON) AS x_Location,
+  CAST(NULL AS JSON) AS x_Project,
+  CAST(NULL AS JSON) AS x_CostCategories,
+  CAST(NULL AS JSON) AS x_Discounts,
+  CAST(NULL AS STRING) AS x_Operation,
+  CAST(NULL AS STRING) AS x_ServiceCode,
+  CAST(NULL AS STRING) AS x_UsageType,
+  CONCAT(@provider, '/', @domain, '/', @template) AS x_SourceTemplate,
   @pipeline_logging_id AS x_PipelineLoggingId
 FROM costed AS b
 LEFT JOIN regions AS r ON r.original = b.place

@@ -1,47 +1,8 @@
--- Replaces the run's dates in azure_cost_billing and this provider's in focus_cost_and_usage by the staged rows, and ends
--- the run, all or nothing. rows_published counts those of azure_cost_billing.
--- Parameters: @pipeline_logging_id, @provider, @domain, @template STRING, @attempt INT64, @start_date, @end_date DATE
--- (inclusive; they prune the partitions), @extract_start_time, @end_time TIMESTAMP. {rows} and {focus}
--- are the staging tables, with rows of the same days.
--- The run row is the fence: only a RUNNING attempt may publish, and only once, so running this again changes nothing.
--- If a run of this pipeline over one of these dates has been published whose extraction began later, its data are the
--- newer: then this run ends COMPLETED with superseded_by set and no data are touched. Each delivery holds its whole billing
--- period again, so that all of the run's dates in the staged periods are replaced, those without rows included; other
--- periods keep what they have.
-DECLARE newer STRING DEFAULT NULL;
-
-BEGIN TRANSACTION;
-
-SET newer = (
-  SELECT r.pipeline_logging_id
-  FROM x_meta_pipeline_runs AS r
-  WHERE r.provider = @provider
-    AND r.domain = @domain
-    AND r.template = @template
-    AND r.status = 'COMPLETED'
-    AND r.outcome = 'PUBLISHED'
-    AND r.extract_started_at > @extract_start_time
-    AND r.start_date <= @end_date
-    AND r.end_date >= @start_date
-  ORDER BY r.extract_started_at DESC
-  LIMIT 1
-);
-
-UPDATE x_meta_pipeline_runs AS r
-SET
-  status = 'COMPLETED',
-  outcome = IF(newer IS NULL, 'PUBLISHED', 'SUPERSEDED'),
-  superseded_by = newer,
-  rows_published = IF(newer IS NULL, (SELECT COUNT(*) FROM {rows} AS s), 0),
-  extract_started_at = @extract_start_time,
-  end_time = @end_time,
-  updated_at = @end_time
-WHERE r.pipeline_logging_id = @pipeline_logging_id
-  AND r.attempt = @attempt
-  AND r.status = 'RUNNING';
-
-ASSERT @@row_count = 1 AS 'assert:RUN_FENCED';
-
+-- A part of publishing: replaces the run's dates in azure_cost_billing by the staged rows. Grain: one row of the export.
+-- Parameters: @start_date, @end_date DATE (inclusive; they prune the partitions). {rows} is the staging table.
+-- Each delivery holds its whole billing period again, so that all of the run's dates in the staged periods are replaced,
+-- those without rows included; other periods keep what they have.
+-- Running it again is kept from by the fence of the same script.
 DELETE FROM azure_cost_billing AS t
 WHERE newer IS NULL
   AND t.usage_date BETWEEN @start_date AND @end_date
@@ -79,41 +40,3 @@ SELECT
   s.service_info_second, s.additional_info, s.tags, s.source_extra, s.pipeline_logging_id
 FROM {rows} AS s
 WHERE newer IS NULL;
-
-DELETE FROM focus_cost_and_usage AS t
-WHERE newer IS NULL
-  AND t.x_Provider = 'azure'
-  AND t.x_ChargeDate BETWEEN @start_date AND @end_date
-  AND t.BillingPeriodStart IN (SELECT TIMESTAMP(s.billing_period_start) FROM {rows} AS s);
-
-INSERT INTO focus_cost_and_usage (
-  AvailabilityZone, BilledCost, BillingAccountId, BillingAccountName, BillingAccountType, BillingCurrency,
-  BillingPeriodEnd, BillingPeriodStart, CapacityReservationId, CapacityReservationStatus, ChargeCategory,
-  ChargeClass, ChargeDescription, ChargeFrequency, ChargePeriodEnd, ChargePeriodStart, CommitmentDiscountCategory,
-  CommitmentDiscountId, CommitmentDiscountName, CommitmentDiscountQuantity, CommitmentDiscountStatus,
-  CommitmentDiscountType, CommitmentDiscountUnit, ConsumedQuantity, ConsumedUnit, ContractedCost,
-  ContractedUnitPrice, EffectiveCost, InvoiceId, InvoiceIssuerName, ListCost, ListUnitPrice, PricingCategory,
-  PricingCurrency, PricingCurrencyContractedUnitPrice, PricingCurrencyEffectiveCost, PricingCurrencyListUnitPrice,
-  PricingQuantity, PricingUnit, ProviderName, PublisherName, RegionId, RegionName, ResourceId, ResourceName,
-  ResourceType, ServiceCategory, ServiceName, ServiceSubcategory, SkuId, SkuMeter, SkuPriceDetails, SkuPriceId,
-  SubAccountId, SubAccountName, SubAccountType, Tags, HostProviderName, ServiceProviderName, x_ChargeDate,
-  x_Provider, x_RowKind, x_InvoiceMonth, x_CurrencyConversionRate, x_SourceChanges, x_PipelineLoggingId
-)
-SELECT
-  f.AvailabilityZone, f.BilledCost, f.BillingAccountId, f.BillingAccountName, f.BillingAccountType,
-  f.BillingCurrency, f.BillingPeriodEnd, f.BillingPeriodStart, f.CapacityReservationId,
-  f.CapacityReservationStatus, f.ChargeCategory, f.ChargeClass, f.ChargeDescription, f.ChargeFrequency,
-  f.ChargePeriodEnd, f.ChargePeriodStart, f.CommitmentDiscountCategory, f.CommitmentDiscountId,
-  f.CommitmentDiscountName, f.CommitmentDiscountQuantity, f.CommitmentDiscountStatus, f.CommitmentDiscountType,
-  f.CommitmentDiscountUnit, f.ConsumedQuantity, f.ConsumedUnit, f.ContractedCost, f.ContractedUnitPrice,
-  f.EffectiveCost, f.InvoiceId, f.InvoiceIssuerName, f.ListCost, f.ListUnitPrice, f.PricingCategory,
-  f.PricingCurrency, f.PricingCurrencyContractedUnitPrice, f.PricingCurrencyEffectiveCost,
-  f.PricingCurrencyListUnitPrice, f.PricingQuantity, f.PricingUnit, f.ProviderName, f.PublisherName, f.RegionId,
-  f.RegionName, f.ResourceId, f.ResourceName, f.ResourceType, f.ServiceCategory, f.ServiceName,
-  f.ServiceSubcategory, f.SkuId, f.SkuMeter, f.SkuPriceDetails, f.SkuPriceId, f.SubAccountId, f.SubAccountName,
-  f.SubAccountType, f.Tags, f.HostProviderName, f.ServiceProviderName, f.x_ChargeDate, f.x_Provider, f.x_RowKind,
-  f.x_InvoiceMonth, f.x_CurrencyConversionRate, f.x_SourceChanges, f.x_PipelineLoggingId
-FROM {focus} AS f
-WHERE newer IS NULL;
-
-COMMIT TRANSACTION;

@@ -1,6 +1,7 @@
 -- One row per charge in the columns of focus_cost_and_usage, all rows of {billing} (those of gcp_cost_billing) as
 -- x_RowKind CHARGE; beside them one row per PROMOTION credit, and one per commitment fee that nothing used (UNUSED).
--- Parameters: @services, @units, @regions STRING (lookups as JSON text), @pipeline_logging_id STRING.
+-- Parameters: @services, @units, @regions STRING (lookups as JSON text), @pipeline_logging_id, @provider, @domain,
+-- @template STRING.
 -- {target} is the staging table made. Replaces it, so it may run again.
 -- BilledCost is cost with the credits of the row except PROMOTION: per invoice month and currency, its sum is the
 -- invoice's. EffectiveCost moves fees of commitments to what they cover: where a fee is not offset (FEE_UTILIZATION_
@@ -333,6 +334,12 @@ SELECT
       IFNULL(b.service_description, '') != b.service, 'ServiceName in ASCII, else the service id, else Invoice', NULL
     )
   ], '; ') AS x_SourceChanges,
+  CAST(NULL AS JSON) AS x_CostCategories,
+  CAST(NULL AS JSON) AS x_Discounts,
+  CAST(NULL AS STRING) AS x_Operation,
+  CAST(NULL AS STRING) AS x_ServiceCode,
+  CAST(NULL AS STRING) AS x_UsageType,
+  CONCAT(@provider, '/', @domain, '/', @template) AS x_SourceTemplate,
   @pipeline_logging_id AS x_PipelineLoggingId
 FROM named AS b
 LEFT JOIN services AS s ON s.service = b.service

@@ -1,0 +1,8 @@
+-- A part of publishing: takes the run's dates out of {target}, <provider>_cost_focus. Grain: one row of the export.
+-- Parameters: @start_date, @end_date DATE (inclusive; they prune the partitions). {rows} is the staging table.
+-- For sources that only append: a day without staged rows keeps what it has.
+-- Running it again is kept from by the fence of the same script.
+DELETE FROM {target} AS t
+WHERE newer IS NULL
+  AND t.usage_date BETWEEN @start_date AND @end_date
+  AND t.usage_date IN (SELECT s.usage_date FROM {rows} AS s);
