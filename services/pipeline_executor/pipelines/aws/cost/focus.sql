@@ -276,7 +276,7 @@ SELECT
         b.pricing_purchase_option IS NULL, NULL,
         CONCAT('"x_PurchaseOption":', TO_JSON_STRING(b.pricing_purchase_option))
       )
-    ], ','), '}')),
+    ], ','), '}'), wide_number_mode => 'round'),
     NULL
   ) AS SkuPriceDetails,
   IF(b.sku IS NULL, NULL, COALESCE(b.pricing_rate_code, b.pricing_rate_id, b.sku)) AS SkuPriceId,
@@ -286,7 +286,12 @@ SELECT
   ) AS SubAccountName,
   IF(b.line_item_usage_account_id IS NULL, NULL, 'Account') AS SubAccountType,
   -- A quote inside of a value is escaped, so that only keys can follow a brace or comma with one.
-  IFNULL(PARSE_JSON(REGEXP_REPLACE(TO_JSON_STRING(b.resource_tags), r'([{,])"user[:_]', r'\1"')), JSON '{}') AS Tags,
+  IFNULL(
+    PARSE_JSON(
+      REGEXP_REPLACE(TO_JSON_STRING(b.resource_tags), r'([{,])"user[:_]', r'\1"'), wide_number_mode => 'round'
+    ),
+    JSON '{}'
+  ) AS Tags,
   'AWS' AS HostProviderName,
   IF(b.bill_billing_entity = 'AWS Marketplace', IFNULL(b.line_item_legal_entity, 'AWS Marketplace'), 'AWS')
     AS ServiceProviderName,

@@ -245,7 +245,7 @@ SELECT
       IF(b.image_type IS NULL, NULL, CONCAT('"x_ImageType":', TO_JSON_STRING(b.image_type))),
       IF(b.usage_type IS NULL, NULL, CONCAT('"x_UsageType":', TO_JSON_STRING(b.usage_type))),
       IF(b.term IS NULL, NULL, CONCAT('"x_Term":', TO_JSON_STRING(b.term)))
-    ], ','), '}')),
+    ], ','), '}'), wide_number_mode => 'round'),
     NULL
   ) AS SkuPriceDetails,
   IF(b.sku IS NULL, NULL, COALESCE(b.part_number, b.sku)) AS SkuPriceId,

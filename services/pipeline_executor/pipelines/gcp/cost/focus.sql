@@ -268,7 +268,7 @@ SELECT
         b.consumption_model_id IS NULL, NULL,
         CONCAT('"x_ConsumptionModelId":', TO_JSON_STRING(b.consumption_model_id))
       )
-    ], ','), '}')),
+    ], ','), '}'), wide_number_mode => 'round'),
     NULL
   ) AS SkuPriceDetails,
   IF(
@@ -300,7 +300,7 @@ SELECT
       WHERE a.key IS NOT NULL
     ) AS t
     WHERE t.place = 1
-  ), ''), '}')) AS Tags,
+  ), ''), '}'), wide_number_mode => 'round') AS Tags,
   'Google Cloud' AS HostProviderName,
   b.seller AS ServiceProviderName,
   b.usage_date AS x_ChargeDate,
@@ -314,11 +314,11 @@ SELECT
   b.export_time AS x_ExportTime,
   PARSE_JSON(TO_JSON_STRING(STRUCT(
     b.location AS location, b.location_country AS country, b.location_region AS region, b.location_zone AS zone
-  ))) AS x_Location,
+  )), wide_number_mode => 'round') AS x_Location,
   PARSE_JSON(TO_JSON_STRING(STRUCT(
     b.project_number AS number, b.project_ancestry_numbers AS ancestry_numbers, b.project_ancestors AS ancestors,
     b.project_labels AS labels
-  ))) AS x_Project,
+  )), wide_number_mode => 'round') AS x_Project,
   ARRAY_TO_STRING([
     'BillingAccountName from its id',
     IF(b.invoice_month IS NULL, 'BillingPeriod from the charge, as the row has no invoice month', NULL),
