@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from libs.tenancy import TenantId
 from services.pipeline_executor.questions import bad, check_group_by, parse_date
 
-DIMENSIONS = ("provider", "service", "account", "region", "currency", "day", "month")
+DIMENSIONS = ("provider", "service", "account", "region", "charge_category", "currency", "day", "month")
 MAX_DAYS = 1100
 _TAG = "tag:"
 
@@ -35,6 +35,8 @@ class CostRequest:
     service: str = ""
     account: str = ""
     region: str = ""
+    charge_category: str = ""
+    tag: str = ""
     compare: bool = False
 
 
@@ -59,6 +61,8 @@ class CostQuestion:
     service: str
     account: str
     region: str
+    charge_category: str
+    tag: tuple[str, str]
     compare: bool
 
 
@@ -96,7 +100,7 @@ class Costs:
 
         The window before has the same number of days; where the window is whole calendar months, as many months.
         Raises ``InvalidArgument``: DATE_INVALID, DATE_RANGE_INVALID, DATE_RANGE_TOO_LONG, GROUP_BY_INVALID,
-        CURRENCY_INVALID, METRIC_INVALID.
+        CURRENCY_INVALID, METRIC_INVALID, TAG_INVALID.
         """
         today = self._now().astimezone(UTC).date()
         end = parse_date("end_date", request.end_date) if request.end_date else today
@@ -109,6 +113,9 @@ class Costs:
             raise bad("METRIC_INVALID", "metric", "must be billed or effective")
         if request.currency and not re.fullmatch(r"[A-Za-z]{3}", request.currency, re.ASCII):
             raise bad("CURRENCY_INVALID", "currency", "must be a code of ISO 4217")
+        key, given, value = request.tag.partition("=")
+        if request.tag and not (key and given and request.tag.isprintable()):
+            raise bad("TAG_INVALID", "tag", "must be key=value")
         days, months = _shift(start, end)
         first = start
         if request.compare:
@@ -127,6 +134,8 @@ class Costs:
             service=request.service,
             account=request.account,
             region=request.region,
+            charge_category=request.charge_category,
+            tag=(key, value),
             compare=request.compare,
         )
 

@@ -167,6 +167,8 @@ def decode_cost_request(tenant_id: TenantId, request: pb.QueryCostsRequest) -> C
         service=request.service,
         account=request.account,
         region=request.region,
+        charge_category=request.charge_category,
+        tag=request.tag,
         compare=request.compare,
     )
 

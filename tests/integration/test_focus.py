@@ -425,6 +425,7 @@ def shown(found: list[Cost]) -> list[tuple[tuple[str, ...], str, str]]:
         ((), [((), "USD", "10.000000001"), ((), "EUR", "5")]),
         (("provider",), [(("aws",), "USD", "10.000000001"), (("aws",), "EUR", "5")]),
         (("service",), [(("EC2",), "USD", "10.000000001"), (("S3",), "EUR", "5")]),
+        (("charge_category",), [(("Usage",), "USD", "10.000000001"), (("Usage",), "EUR", "5")]),
         (("account",), [(("one",), "USD", "7.000000001"), (("two",), "EUR", "5"), (("two",), "USD", "3")]),
         (("tag:team",), [(("web",), "USD", "7.000000001"), (("",), "EUR", "5"), (("ops",), "USD", "3")]),
         (("tag:a.b/c",), [(("x",), "USD", "7.000000001"), (("",), "EUR", "5"), (("",), "USD", "3")]),
@@ -452,10 +453,17 @@ async def test_costs_by_every_dimension_never_mix_currencies(
         ({"currency": "USD", "metric": "effective", "account": "two"}, "1.5"),
         ({"service": "EC2", "account": "one"}, "7.000000001"),
         ({"region": "eu", "currency": "EUR"}, "5"),
+        ({"tag": "team=ops"}, "3"),
+        ({"tag": "a.b/c=x", "charge_category": "Usage"}, "7.000000001"),
     ],
 )
 async def test_filters(costs: Costs, filters: dict[str, Any], total: str) -> None:
     assert [text for _, _, text in shown(await ask(costs, "2025-01-01", "2025-01-31", **filters))] == [total]
+
+
+async def test_what_is_filtered_out_leaves_nothing(costs: Costs) -> None:
+    for filters in ({"charge_category": "Tax"}, {"tag": "team=nobody"}, {"tag": "nokey=web"}, {"provider": "azure"}):
+        assert await ask(costs, "2025-01-01", "2025-01-31", **filters) == []
 
 
 async def test_a_month_is_compared_with_the_month_before_it(costs: Costs) -> None:

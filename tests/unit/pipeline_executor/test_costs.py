@@ -9,7 +9,7 @@ import pytest
 
 from libs.errors import InvalidArgument
 from libs.tenancy import TenantId
-from services.pipeline_executor.costs import MAX_DAYS, Cost, CostQuestion, CostRequest, Costs, Cursor
+from services.pipeline_executor.costs import DIMENSIONS, MAX_DAYS, Cost, CostQuestion, CostRequest, Costs, Cursor
 
 ACME = TenantId("acme")
 NOW = datetime(2025, 11, 17, 23, 30, tzinfo=UTC)
@@ -64,6 +64,12 @@ def test_case_does_not_matter_where_codes_are_meant() -> None:
     assert (question.provider, question.currency, question.service) == ("gcp", "USD", "Compute Engine")
 
 
+def test_a_tag_is_a_key_and_the_rest_its_value() -> None:
+    assert check(tag="team=web=1").tag == ("team", "web=1")
+    assert check(tag="team=").tag == ("team", "")
+    assert check().tag == ("", "")
+
+
 def test_dimensions_and_tags_in_the_order_asked_for() -> None:
     asked = ("month", "tag:team", "tag:project/cost centre", "provider")
     assert check(group_by=asked).group_by == asked
@@ -79,6 +85,8 @@ def test_dimensions_and_tags_in_the_order_asked_for() -> None:
         ({"group_by": ("day", "day")}, "GROUP_BY_INVALID"),
         ({"metric": "list"}, "METRIC_INVALID"),
         ({"currency": "U$D"}, "CURRENCY_INVALID"),
+        ({"tag": "team"}, "TAG_INVALID"),
+        ({"tag": "=web"}, "TAG_INVALID"),
         ({"start": "2025-11-02", "end": "2025-11-01"}, "DATE_RANGE_INVALID"),
         ({"start": "2025-11-31"}, "DATE_INVALID"),
         ({"end": "20251101"}, "DATE_INVALID"),
@@ -93,7 +101,7 @@ def test_what_cannot_be_answered_is_said(changes: dict[str, object], reason: str
     assert refused.value.reason == reason
     assert refused.value.field_violations
     if reason == "GROUP_BY_INVALID" and "twice" not in refused.value.message:
-        assert "provider, service, account, region, currency, day, month, tag:<key>" in refused.value.message
+        assert ", ".join([*DIMENSIONS, "tag:<key>"]) in refused.value.message
 
 
 def test_the_longest_window() -> None:

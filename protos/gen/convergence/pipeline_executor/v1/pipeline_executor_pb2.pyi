@@ -967,6 +967,8 @@ class QueryCostsRequest(_message.Message):
     COMPARE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CHARGE_CATEGORY_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant."""
     start_date: _builtins.str
@@ -991,9 +993,13 @@ class QueryCostsRequest(_message.Message):
     """At most this many (default 100, above 1000 means 1000)."""
     page_token: _builtins.str
     """The `next_page_token` of the page before."""
+    charge_category: _builtins.str
+    """Only charges of this category of FOCUS."""
+    tag: _builtins.str
+    """Only charges with this tag, as key=value; the value may be empty."""
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Dimensions: provider, service, account, region, currency, day, month, tag:<key>."""
+        """Dimensions: provider, service, account, region, charge_category, currency, day, month, tag:<key>."""
 
     def __init__(
         self,
@@ -1011,10 +1017,12 @@ class QueryCostsRequest(_message.Message):
         compare: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        charge_category: _builtins.str = ...,
+        tag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "compare", b"compare", "currency", b"currency", "end_date", b"end_date", "group_by", b"group_by", "metric", b"metric", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "region", b"region", "service", b"service", "start_date", b"start_date", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "charge_category", b"charge_category", "compare", b"compare", "currency", b"currency", "end_date", b"end_date", "group_by", b"group_by", "metric", b"metric", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "region", b"region", "service", b"service", "start_date", b"start_date", "tag", b"tag", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
