@@ -1,11 +1,14 @@
 """``make demo``: every flow on sample data, in a stack of its own, told step by step.
 
-Onboards a tenant, stores its credential, runs ``gcp/cost/billing``, shows the cost, and compares what is stored with
-what the customer's export holds. Exits 0 only if they are equal in every currency.
+Onboards a tenant, stores a credential for each of three clouds, runs their ``cost/billing``, asks what it cost, and
+compares what is stored with what the customer's exports hold. Exits 0 only if they are equal for every provider, in
+every currency.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import os
 import shutil
@@ -13,10 +16,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,23 +28,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deploy.local import sample_data
 from deploy.local.layout import HOST, ROOT, Folder, StackError
 from deploy.local.stack import read
 from libs.bigquery import Sql, TableRef, build_client
 
 DATE = "2025-11-17"
+MONTH = {"start_date": "2025-11-01", "end_date": "2025-11-30"}
 BACKFILL_DATE = "2025-11-16"
 TENANT = "demo_corp"
 _BAR = 24
+_STORED = Decimal("1e-17")
 
-
-@dataclass(frozen=True, slots=True)
-class Total:
-    """Rows and money of one currency."""
-
-    rows: int
-    cost: Decimal
-    net: Decimal
+# Provider and currency → measure → value.
+type Totals = dict[tuple[str, str], dict[str, Decimal]]
 
 
 def main() -> int:
@@ -109,36 +109,35 @@ def _tell(console: Console, stack: Mapping[str, Any]) -> tuple[bool, str]:
         console.print(f"{TENANT}: dataset {onboarded['dataset_status']}, tables {tables}", soft_wrap=True)
         console.print("API key: shown once, here not at all")
 
-        console.rule("Flow 1: store its Google Cloud credential")
-        stored = _call(http, "POST", f"/api/v1/tenants/{TENANT}/credentials", stack["sample_credential"])
-        console.print(f"{stored['provider']} credential {stored['action']}, data tables {stored['dataset_status']}")
+        console.rule("Flow 1: store a credential for each cloud")
+        for provider, credential in stack["sample_credentials"].items():
+            stored = _call(http, "POST", f"/api/v1/tenants/{TENANT}/credentials", credential)
+            console.print(f"{provider}: credential {stored['action']}, data tables {stored['dataset_status']}")
 
-        console.rule(f"Flow 2: run gcp/cost/billing for {DATE}")
-        path = f"/api/v1/pipelines/run/{TENANT}/gcp/cost/billing"
-        started = _call(http, "POST", path, {"date": DATE})
-        run_id = started["pipeline_logging_id"]
-        console.print(f"run {run_id}: {started['status']}")
-        _watch(console, http, run_id)
-        run = _call(http, "GET", f"/api/v1/pipelines/runs/{TENANT}/{run_id}")
-        if run["status"] != "COMPLETED":
-            raise StackError(f"the run ended {run['status']}: {run['error']}")
-        _show_run(console, run)
-        checks = _call(http, "GET", f"/api/v1/pipelines/runs/{TENANT}/{run_id}/dq-results")["dq_results"]
-        passed = sum(check["status"] == "PASS" for check in checks)
-        console.print(f"quality checks: {passed} of {len(checks)} passed")
+        console.rule(f"Flow 2: run gcp/cost/billing for {DATE}, aws and azure for the month")
+        windows = {"gcp": {"date": DATE}, "aws": MONTH, "azure": MONTH}
+        runs = {}
+        for provider, window in windows.items():
+            started = _call(http, "POST", f"/api/v1/pipelines/run/{TENANT}/{provider}/cost/billing", window)
+            runs[provider] = started["pipeline_logging_id"]
+            console.print(f"{provider}: run {runs[provider]}: {started['status']}")
+        for provider, run_id in runs.items():
+            _watch(console, http, provider, run_id)
+            _show_run(console, http, provider, run_id)
 
         console.rule(f"Flow 3: schedule it, and backfill {BACKFILL_DATE}")
         _schedule(console, http, stack)
 
-    console.rule("What it cost")
-    _show_costs(console, stack)
+        console.rule("What it cost in November 2025")
+        _show_costs(console, http)
     source, target = _source_totals(stack), _stored_totals(stack)
+    console.rule("Does it tie to the source?")
     _show_totals(console, source, target)
-    money = ", ".join(f"{total.cost:,.2f} {currency}" for currency, total in sorted(target.items()))
-    rows = sum(total.rows for total in target.values())
-    if source == target and source:
-        return True, f"Loaded {rows} rows of {DATE} for {TENANT}: {money}; source and stored totals are equal."
-    return False, f"Source and stored totals of {DATE} differ."
+    rows = sum(int(measures["rows"]) for measures in target.values())
+    clouds = len({provider for provider, _ in target})
+    if source == target and clouds == len(windows):
+        return True, f"Loaded {rows} rows of {clouds} clouds for {TENANT}; source and stored totals are equal."
+    return False, "Source and stored totals differ."
 
 
 def _call(http: httpx.Client, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def _call(http: httpx.Client, method: str, path: str, body: Any = None) -> dict[
     return result
 
 
-def _watch(console: Console, http: httpx.Client, run_id: str) -> None:
+def _watch(console: Console, http: httpx.Client, provider: str, run_id: str) -> None:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -160,13 +159,13 @@ def _watch(console: Console, http: httpx.Client, run_id: str) -> None:
         Progress(*columns, TimeElapsedColumn(), console=console) as progress,
         http.stream("GET", f"/api/v1/pipelines/runs/{TENANT}/{run_id}:watch", timeout=300) as answer,
     ):
-        task = progress.add_task("starting", total=100)
+        task = progress.add_task(provider, total=100)
         for line in answer.iter_lines():
             if line:
                 now = json.loads(line)
                 doing = [step["step"] for step in now["run"]["steps"] if step["status"] == "RUNNING"]
                 text = ", ".join(doing) or now["run"]["status"].lower()
-                progress.update(task, completed=now["percent"], description=f"{text:12}")
+                progress.update(task, completed=now["percent"], description=f"{provider:5} {text:12}")
 
 
 def _schedule(console: Console, http: httpx.Client, stack: Mapping[str, Any]) -> None:
@@ -188,27 +187,34 @@ def _schedule(console: Console, http: httpx.Client, stack: Mapping[str, Any]) ->
     console.print(f"backfill of {BACKFILL_DATE}: {ended[0]['status']}, {ended[0]['rows_published']} rows")
 
 
-def _show_run(console: Console, run: Mapping[str, Any]) -> None:
-    table = Table("step", "status", "rows", "tries", box=None, pad_edge=False)
-    for step in run["steps"]:
-        table.add_row(step["step"], step["status"], str(step["rows"]), str(step["tries"]))
-    console.print(table)
-    console.print(f"{run['status']}, {run['outcome']}: {run['rows_published']} rows")
+def _show_run(console: Console, http: httpx.Client, provider: str, run_id: str) -> None:
+    run = _call(http, "GET", f"/api/v1/pipelines/runs/{TENANT}/{run_id}")
+    if run["status"] != "COMPLETED":
+        raise StackError(f"the run of {provider} ended {run['status']}: {run['error']}")
+    checks = _call(http, "GET", f"/api/v1/pipelines/runs/{TENANT}/{run_id}/dq-results?page_size=100")["dq_results"]
+    passed = sum(check["status"] == "PASS" for check in checks)
+    steps = ", ".join(f"{step['step']} {step['rows']}" for step in run["steps"])
+    console.print(f"{run['status']}, {run['outcome']}: {run['rows_published']} rows ({steps})", soft_wrap=True)
+    console.print(f"quality checks: {passed} of {len(checks)} passed")
 
 
-def _show_costs(console: Console, stack: Mapping[str, Any]) -> None:
-    rows = _query(stack, stack["project_id"], Sql.load(__package__, "sql/demo_cost_by_service.sql"), dataset=TENANT)
-    table = Table("service", "currency", box=None, pad_edge=False)
-    for name in ("cost", "credits", "net cost"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _show_costs(console: Console, http: httpx.Client) -> None:
+    """The answer of the costs API, by provider and service."""
+    query: dict[str, Any] = {**MONTH, "group_by": ["provider", "service"], "page_size": 1000}
+    answer = http.get(f"/api/v1/costs/{TENANT}", params=query)
+    if answer.status_code != 200:
+        raise StackError(f"the costs were answered with {answer.status_code}: {answer.text}")
+    table = Table("provider", "service", "currency", box=None, pad_edge=False)
+    table.add_column("billed", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, overflow="crop")
+    costs = answer.json()["costs"]
     highest: dict[str, Decimal] = {}
-    for row in rows:
-        highest[row["currency"]] = max(highest.get(row["currency"], Decimal(0)), row["net"])
-    for row in rows:
-        money = [f"{row[name]:,.4f}" for name in ("cost", "credits", "net")]
-        share = row["net"] / highest[row["currency"]] if highest[row["currency"]] else Decimal(0)
-        table.add_row(row["service"], row["currency"], *money, f"[cyan]{_bar(share)}[/]")
+    for group in costs:
+        highest[group["currency"]] = max(highest.get(group["currency"], Decimal(0)), Decimal(group["cost"]))
+    for group in costs:
+        cost, most = Decimal(group["cost"]), highest[group["currency"]]
+        names = (group["dimensions"]["provider"], group["dimensions"]["service"], group["currency"])
+        table.add_row(*names, f"{cost:,.4f}", f"[cyan]{_bar(cost / most if most else Decimal(0))}[/]")
     console.print(table)
 
 
@@ -218,42 +224,64 @@ def _bar(share: Decimal) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def _source_totals(stack: Mapping[str, Any]) -> dict[str, Total]:
-    """Sums of the customer's export, made there."""
-    source = stack["sample_credential"]["source"]
+def _source_totals(stack: Mapping[str, Any]) -> Totals:
+    """Sums of the customer's exports: of the table made there, of the files made here, past all of our code."""
+    source = stack["sample_credentials"]["gcp"]["source"]
     export = TableRef(source["table_id"], source["dataset_id"], source["project_id"])
     sql = Sql.load(__package__, "sql/demo_source_totals.sql").with_tables(source=export)
-    return _totals(_query(stack, source["project_id"], sql, dataset=source["dataset_id"]))
+    found = _totals("gcp", _query(stack, source["project_id"], sql, dataset=source["dataset_id"]))
+    aws = _of_file(sample_data.AWS_FILE, "lineItem/UnblendedCost", "lineItem/CurrencyCode")
+    azure = _of_file(sample_data.AZURE_FILE, "CostInBillingCurrency", "BillingCurrency")
+    return {**found, **{("aws", key): sums for key, sums in aws}, **{("azure", key): sums for key, sums in azure}}
 
 
-def _stored_totals(stack: Mapping[str, Any]) -> dict[str, Total]:
-    """Sums of the tenant's table."""
-    sql = Sql.load(__package__, "sql/demo_stored_totals.sql")
-    return _totals(_query(stack, stack["project_id"], sql, dataset=TENANT))
+def _of_file(path: Path, cost: str, currency: str) -> Iterator[tuple[str, dict[str, Decimal]]]:
+    """Rows and cost of a CSV file by currency, each value to the place it is stored to."""
+    sums: dict[str, dict[str, Decimal]] = {}
+    with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file):
+            found = sums.setdefault(row[currency], {"rows": Decimal(0), "cost": Decimal(0)})
+            found["rows"] += 1
+            found["cost"] += Decimal(row[cost]).quantize(_STORED, ROUND_HALF_UP)
+    yield from sums.items()
 
 
-def _totals(rows: list[dict[str, Any]]) -> dict[str, Total]:
-    return {row["currency"]: Total(row["row_count"], row["cost"], row["net"]) for row in rows}
+def _stored_totals(stack: Mapping[str, Any]) -> Totals:
+    """Sums of the tenant's tables."""
+    found: Totals = {}
+    for provider in stack["sample_credentials"]:
+        sql = Sql.load(__package__, f"sql/demo_stored_{provider}.sql")
+        found |= _totals(provider, _query(stack, stack["project_id"], sql, dataset=TENANT))
+    return found
 
 
-def _show_totals(console: Console, source: Mapping[str, Total], target: Mapping[str, Total]) -> None:
-    table = Table("currency", "", box=None, pad_edge=False)
+def _totals(provider: str, rows: list[dict[str, Any]]) -> Totals:
+    return {
+        (provider, row["currency"]): {
+            name.replace("row_count", "rows").replace("net", "net cost"): Decimal(value)
+            for name, value in row.items()
+            if name != "currency"
+        }
+        for row in rows
+    }
+
+
+def _show_totals(console: Console, source: Totals, target: Totals) -> None:
+    table = Table("provider", "currency", "", box=None, pad_edge=False)
     for name in ("at the source", "stored"):
         table.add_column(name, justify="right")
     table.add_column("")
-    measures: list[tuple[str, Callable[[Total], object]]] = [
-        ("rows", lambda total: total.rows),
-        ("cost", lambda total: total.cost),
-        ("net cost", lambda total: total.net),
-    ]
-    none = Total(0, Decimal(0), Decimal(0))
-    for currency in sorted(source.keys() | target.keys()):
-        for name, measure in measures:
-            left, right = measure(source.get(currency, none)), measure(target.get(currency, none))
-            verdict = "[green]equal[/]" if left == right else "[bold red]different[/]"
-            table.add_row(currency, name, str(left), str(right), verdict)
-    console.print()
+    for provider, currency in sorted(source.keys() | target.keys()):
+        left, right = source.get((provider, currency), {}), target.get((provider, currency), {})
+        for name in dict.fromkeys([*left, *right]):
+            verdict = "[green]equal[/]" if left.get(name) == right.get(name) else "[bold red]different[/]"
+            shown = [_plain(side.get(name, Decimal(0))) for side in (left, right)]
+            table.add_row(provider, currency, name, *shown, verdict)
     console.print(table)
+
+
+def _plain(value: Decimal) -> str:
+    return f"{value.normalize():f}"
 
 
 def _query(stack: Mapping[str, Any], project: str, sql: Sql, *, dataset: str) -> list[dict[str, Any]]:

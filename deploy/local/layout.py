@@ -6,14 +6,16 @@ in the stack's data folder, so two stacks with two folders and two ports do not 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ HOST = "127.0.0.1"
 SERVICES = ("tenant", "credential", "pipeline_executor", "scheduler")
 PEERS = ("gateway", *SERVICES, "cron")
 CUSTOMER_PROJECT = "sample-customer"
+STORAGE_ACCOUNT = "samplecustomer"
 DEFAULT_ADMIN_API_KEY = "local-development-admin-key"
 DEFAULT_CORS_ORIGINS = '["http://localhost:3000"]'
 # Below the range of outgoing connections, so that a port stays ours while its process restarts.
@@ -93,24 +96,29 @@ class Ports:
     bigquery_rest: int
     bigquery_grpc: int
     kms: int
+    objects: int
     authz: int
     public: Mapping[str, int]
     internal: Mapping[str, int]
     metrics: Mapping[str, int]
 
     @classmethod
-    def choose(cls, gateway: int) -> Ports:
-        """Checks that the gateway's port is free and finds free ones for the rest. Raises ``StackError``."""
+    def choose(cls, gateway: int, objects: int = 0) -> Ports:
+        """Checks that the gateway's port is free and finds free ones for the rest; ``objects`` is taken if it is.
+
+        Raises ``StackError``.
+        """
         if not is_free(gateway):
             raise StackError(
                 f"port {gateway} is taken by another program; stop it, or choose another: PORT={gateway + 1} make up"
             )
-        take = (port for port in free_ports() if port != gateway).__next__
+        take = (port for port in free_ports() if port not in (gateway, objects)).__next__
         return cls(
             gateway=gateway,
             bigquery_rest=take(),
             bigquery_grpc=take(),
             kms=take(),
+            objects=objects if objects and is_free(objects) else take(),
             authz=take(),
             public={name: take() for name in SERVICES},
             internal={name: take() for name in SERVICES},
@@ -152,46 +160,83 @@ class Layout:
         port = given.get("PORT", "8080")
         if not port.isdecimal() or not 1 <= int(port) <= 65_535:
             raise StackError(f"PORT must be a number from 1 to 65535, for example PORT=8080; it is {port!r}")
+        # Stored credentials hold the object stores' address: it stays as long as it can.
+        before = folder.path / "objects.port"
+        ports = Ports.choose(int(port), int(before.read_text()) if before.exists() else 0)
+        before.write_text(str(ports.objects))
         return cls(
             folder=folder,
-            ports=Ports.choose(int(port)),
+            ports=ports,
             project_id=given.get("GCP_PROJECT_ID", "convergence-local"),
             admin_api_key=given.get("ADMIN_API_KEY", DEFAULT_ADMIN_API_KEY),
             given=given,
         )
 
     def write_secrets(self) -> None:
-        """Makes this start's peer tokens, and on the first start the sample customer's service-account key."""
+        """Makes this start's peer tokens, and on the first start the sample customers' keys."""
         self.folder.peers.mkdir(mode=0o700, exist_ok=True)
         for old in self.folder.peers.glob("*.token"):
             old.unlink()
         write_peer_tokens(self.folder.peers, PEERS)
-        if not self._sample_key_file.exists():
-            temporary = self._sample_key_file.with_suffix(".new")
-            temporary.touch(mode=0o600)
-            temporary.write_text(json.dumps(_service_account_key(CUSTOMER_PROJECT), indent=2))
-            temporary.replace(self._sample_key_file)
+        _write_once(self._sample_key_file, lambda: _service_account_key(CUSTOMER_PROJECT))
+        _write_once(self._object_keys_file, _object_keys)
 
     @property
     def _sample_key_file(self) -> Path:
         return self.folder.path / "sample-service-account.json"
 
     @property
+    def _object_keys_file(self) -> Path:
+        return self.folder.path / "sample-object-keys.json"
+
+    @property
+    def objects_folder(self) -> Path:
+        """What the local object stores hold: plain files."""
+        return self.folder.path / "objects"
+
+    @property
     def kms_key(self) -> str:
         """The key that wraps the tenants' credentials."""
         return f"projects/{self.project_id}/locations/us/keyRings/convergence/cryptoKeys/credentials"
 
-    def sample_credential(self) -> dict[str, Any]:
-        """The whole body that stores the sample customer's credential."""
+    def sample_credentials(self) -> dict[str, dict[str, Any]]:
+        """Per provider the whole body that stores the sample customer's credential."""
         from deploy.local import sample_data
+        from deploy.local.objects import Keys
 
+        keys = Keys(**json.loads(self._object_keys_file.read_text()))
+        objects = f"http://{HOST}:{self.ports.objects}"
         return {
-            "provider": "GCP",
-            "credentials": json.loads(self._sample_key_file.read_text()),
-            "source": {
-                "project_id": CUSTOMER_PROJECT,
-                "dataset_id": sample_data.DATASET,
-                "table_id": sample_data.TABLE,
+            "gcp": {
+                "provider": "GCP",
+                "credentials": json.loads(self._sample_key_file.read_text()),
+                "source": {
+                    "project_id": CUSTOMER_PROJECT,
+                    "dataset_id": sample_data.DATASET,
+                    "table_id": sample_data.TABLE,
+                },
+            },
+            "aws": {
+                "provider": "AWS",
+                "credentials": {
+                    "access_key_id": keys.access_key_id,
+                    "secret_access_key": keys.secret_access_key,
+                },
+                "source": {
+                    "bucket": sample_data.BUCKET,
+                    "prefix": sample_data.REPORT_PREFIX,
+                    "endpoint_url": objects,
+                },
+            },
+            "azure": {
+                "provider": "AZURE",
+                "credentials": {"sas_token": keys.sas(datetime(2099, 1, 1, tzinfo=UTC))},
+                "source": {
+                    "storage_account": keys.account,
+                    "container": sample_data.CONTAINER,
+                    "directory": sample_data.EXPORT_DIRECTORY,
+                    "endpoint_url": f"{objects}/{keys.account}",
+                },
             },
         }
 
@@ -246,6 +291,11 @@ class Layout:
         command = [sys.executable, "-m", "deploy.local.kms", "--listen", f"{HOST}:{self.ports.kms}"]
         return [*command, "--key-file", str(self.folder.path / "kms" / "keys.json"), "--create-key", self.kms_key]
 
+    def objects_command(self) -> list[str]:
+        """The stand-in for S3, STS and Azure Blob storage."""
+        command = [sys.executable, "-m", "deploy.local.objects", "--listen", f"{HOST}:{self.ports.objects}"]
+        return [*command, "--folder", str(self.objects_folder), "--keys", str(self._object_keys_file)]
+
     def gateway_command(self) -> list[str]:
         """Envoy, with the configuration and descriptors this writes for it."""
         from deploy.envoy import descriptors, render
@@ -275,6 +325,7 @@ class Layout:
 
     def describe(self) -> dict[str, Any]:
         """What ``stack.json`` says, but for the processes."""
+        samples = self.sample_credentials()
         return {
             "rest": f"http://{HOST}:{self.ports.gateway}",
             "grpc": f"{HOST}:{self.ports.gateway}",
@@ -285,7 +336,10 @@ class Layout:
             "project_id": self.project_id,
             "customer_project_id": CUSTOMER_PROJECT,
             "admin_api_key": self.admin_api_key,
-            "sample_credential": self.sample_credential(),
+            "objects": f"http://{HOST}:{self.ports.objects}",
+            "objects_dir": str(self.objects_folder),
+            "sample_credential": samples["gcp"],
+            "sample_credentials": samples,
             "data_dir": str(self.folder.path),
             "logs_dir": str(self.folder.logs),
             "environment": {
@@ -294,6 +348,24 @@ class Layout:
                 if name.startswith(("CONVERGENCE_", "GCP_"))
             },
         }
+
+
+def _write_once(path: Path, make: Callable[[], Mapping[str, str]]) -> None:
+    if not path.exists():
+        temporary = path.with_suffix(".new")
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(make(), indent=2))
+        temporary.replace(path)
+
+
+def _object_keys() -> dict[str, str]:
+    """An AWS key and a storage account's key as those clouds make them; nobody else knows them."""
+    return {
+        "access_key_id": "AKIA" + "".join(secrets.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") for _ in range(16)),
+        "secret_access_key": base64.b64encode(secrets.token_bytes(30)).decode(),
+        "account": STORAGE_ACCOUNT,
+        "account_key": base64.b64encode(secrets.token_bytes(64)).decode(),
+    }
 
 
 def _service_account_key(project_id: str) -> dict[str, str]:

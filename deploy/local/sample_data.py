@@ -1,7 +1,9 @@
-"""The sample customer: a billing export table in a project of its own, as Google would have written it.
+"""The sample customers: a billing export table in a project of its own, as Google would have written it, and deliveries
+of AWS and Azure in their buckets, as those lay them out.
 
-``python -m deploy.local.sample_data`` seeds the local stack's emulator. Safe to run at every start: a table that holds
-all rows is left alone, a half-made one is made anew. ``sample/ORIGIN.md`` says what the data are.
+``python -m deploy.local.sample_data FOLDER ACCOUNT`` seeds the local stack's emulator, and the folder of its object
+stores. Safe to run at every start: what is there whole is left alone, the half-made is made anew. ``sample/ORIGIN.md``
+says what the data are.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import csv
 import gzip
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ DATASET = "billing"
 BILLING_ACCOUNT = "01C0DE-5A3B1E-2F4D6C"
 TABLE = f"gcp_billing_export_v1_{BILLING_ACCOUNT.replace('-', '_')}"
 _FOLDER = Path(__file__).parent / "sample"
+AWS_FILE, AZURE_FILE = _FOLDER / "aws_cur_2025-11.csv.gz", _FOLDER / "azure_cost_2025-11.csv.gz"
+BUCKET, REPORT_PREFIX = "sample-billing", "costs"
+CONTAINER, EXPORT_DIRECTORY = "exports", "costs"
 _RECORDS = ("service", "sku", "project", "location", "usage", "invoice")
 _LISTS = ("labels", "system_labels", "credits", "project.labels")
 _NUMBERS = ("cost", "currency_conversion_rate", "usage.amount", "usage.amount_in_pricing_units")
@@ -56,6 +62,38 @@ def seed(client: bigquery.Client, *, dataset: str = DATASET, table: str = TABLE)
     )
     client.delete_table(arrived)
     return reference
+
+
+def deliver(folder: Path, account: str) -> None:
+    """Writes a legacy report of AWS and an actual-cost export of Azure below the folder; does nothing if they are."""
+    report = f"{REPORT_PREFIX}/cur/20251101-20251201"
+    part = f"{report}/a1/cur-1.csv.gz"
+    manifest = {"assemblyId": "a1", "bucket": BUCKET, "compression": "GZIP", "reportKeys": [part]}
+    bucket = folder / "s3" / BUCKET
+    _put(bucket / part, AWS_FILE.read_bytes())
+    _put(bucket / report / "cur-Manifest.json", json.dumps(manifest).encode())
+    run = f"{EXPORT_DIRECTORY}/actual/20251101-20251130/r1"
+    content = AZURE_FILE.read_bytes()
+    blob = {"blobName": f"{run}/part_1_0001.csv.gz", "byteCount": len(content)}
+    exported = {
+        "manifestVersion": "2024-04-01",
+        "blobCount": 1,
+        "exportConfig": {"exportName": "actual", "type": "ActualCost", "dataVersion": "2021-10-01"},
+        "runInfo": {"runId": "r1", "submittedTime": "2025-12-05T04:00:00.0000000Z"},
+        "blobs": [blob],
+    }
+    container = folder / "blob" / account / CONTAINER
+    _put(container / str(blob["blobName"]), content)
+    _put(container / run / "manifest.json", json.dumps(exported).encode())
+
+
+def _put(path: Path, content: bytes) -> None:
+    if path.exists() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def schema() -> list[bigquery.SchemaField]:
@@ -102,7 +140,9 @@ def _value(name: str, text: str) -> Any:
 
 
 def main() -> None:
-    """Seeds the emulator that ``CONVERGENCE_BIGQUERY_ENDPOINT`` names."""
+    """Seeds the emulator that ``CONVERGENCE_BIGQUERY_ENDPOINT`` names, and the folder and account of the arguments."""
+    folder, account = sys.argv[1:]
+    deliver(Path(folder), account)
     client = build_client(CUSTOMER_PROJECT, endpoint=os.environ["CONVERGENCE_BIGQUERY_ENDPOINT"])
     reference = seed(client)
     print(f"{reference.project}.{reference.dataset_id}.{reference.table_id}: {len([*generated(), *planted()])} rows")

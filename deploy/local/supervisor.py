@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from deploy.local import processes
-from deploy.local.layout import HOST, SERVICES, Folder, Layout, StackError
+from deploy.local.layout import HOST, SERVICES, STORAGE_ACCOUNT, Folder, Layout, StackError
 from deploy.local.processes import Identity
 
 _BOOT_SECONDS = 120.0
@@ -87,10 +87,11 @@ class Supervisor:
         began = time.monotonic()
         layout, ports = self.layout, self.layout.ports
         layout.write_secrets()
-        self.say("starting BigQuery emulator and key service")
+        self.say("starting BigQuery emulator, key service and object stores")
         tools = layout.tool_environment()
         self._add("bigquery", layout.bigquery_command(), tools)
         self._add("kms", layout.kms_command(), tools)
+        self._add("objects", layout.objects_command(), tools)
         datasets = f"http://{HOST}:{ports.bigquery_rest}/bigquery/v2/projects/{layout.project_id}/datasets"
         self._until_http(datasets, "bigquery")
         self._until_listens(ports.kms, "kms")
@@ -100,8 +101,9 @@ class Supervisor:
         self.say("starting tenant, credential, pipeline_executor, scheduler")
         for service in SERVICES:
             self._add(service, [sys.executable, "-m", f"services.{service}"], layout.service_environment(service))
-        self.say("seeding the sample customer's billing export")
-        self._tool("sample-data", "deploy.local.sample_data")
+        self.say("seeding the sample customers' billing exports")
+        self._tool("sample-data", "deploy.local.sample_data", str(layout.objects_folder), STORAGE_ACCOUNT)
+        self._until("the object stores listen", lambda: _listens(ports.objects), "objects")
         for service in SERVICES:
             self._until_listens(ports.public[service], service)
 
@@ -118,10 +120,10 @@ class Supervisor:
         child.start(self.layout.folder.path)
         self._write_state()
 
-    def _tool(self, name: str, module: str) -> None:
+    def _tool(self, name: str, module: str, *arguments: str) -> None:
         """Runs a tool of the stack to its end; a failure is the stack's."""
         log = self.layout.folder.logs / f"{name}.log"
-        tool = Child(name, [sys.executable, "-m", module], self.layout.tool_environment(), log)
+        tool = Child(name, [sys.executable, "-m", module, *arguments], self.layout.tool_environment(), log)
         self.children.append(tool)
         tool.start(self.layout.folder.path)
         self._write_state()

@@ -86,7 +86,7 @@ def test_secrets_are_readable_by_their_owner_only(stack: Stack) -> None:
     folder = Path(stack.data_dir)
     secrets = [*(folder / "peers").glob("*.token"), folder / "stack.json", folder / "kms" / "keys.json"]
     assert len(secrets) == 8
-    for path in [*secrets, folder / "sample-service-account.json"]:
+    for path in [*secrets, folder / "sample-service-account.json", folder / "sample-object-keys.json"]:
         assert path.stat().st_mode & 0o077 == 0, path
     assert json.loads((folder / "sample-service-account.json").read_text())["type"] == "service_account"
 

@@ -21,6 +21,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deploy.local import sample_data
 from libs import tables
 from libs.bigquery import Sql, Value, Warehouse
 from libs.tenancy import TenantId
@@ -142,7 +143,7 @@ def sample_legacy() -> bytes:
 
 def sample_made() -> bytes:
     """The generated legacy report of November 2025."""
-    return gzip.decompress((DATA / "made_2025-11.csv.gz").read_bytes())
+    return gzip.decompress(sample_data.AWS_FILE.read_bytes())
 
 
 def exported(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -26,6 +26,7 @@ import obstore
 import pytest
 from obstore.store import AzureStore
 
+from deploy.local import sample_data
 from libs import tables
 from libs.bigquery import Sql, Value, Warehouse
 from libs.tenancy import TenantId
@@ -188,7 +189,7 @@ def sample_ea() -> bytes:
 
 def sample_made() -> bytes:
     """The generated export of November 2025."""
-    return gzip.decompress((DATA / "made_2025-11.csv.gz").read_bytes())
+    return gzip.decompress(sample_data.AZURE_FILE.read_bytes())
 
 
 _INSERT_RUN = Sql(

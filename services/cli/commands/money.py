@@ -69,7 +69,8 @@ def add(root: typer.Typer) -> None:
         by: Annotated[
             str,
             typer.Option(
-                "--by", help="Up to five of provider, service, account, region, currency, day, month, tag:KEY."
+                "--by",
+                help="Up to five of provider, service, account, region, charge_category, currency, day, month, tag:KEY.",
             ),
         ] = "service",
         start_date: Annotated[
@@ -84,6 +85,10 @@ def add(root: typer.Typer) -> None:
         service: Annotated[str, typer.Option("--service", help="Only this service.")] = "",
         account: Annotated[str, typer.Option("--account", help="Only this account.")] = "",
         region: Annotated[str, typer.Option("--region", help="Only this region.")] = "",
+        charge_category: Annotated[
+            str, typer.Option("--charge-category", help="Only Usage, Purchase, Tax, Credit or Adjustment.")
+        ] = "",
+        tag: Annotated[str, typer.Option("--tag", metavar="KEY=VALUE", help="Only charges with this tag.")] = "",
         compare: Annotated[
             bool, typer.Option("--compare", help="Beside the window of the same length before.")
         ] = False,
@@ -104,6 +109,8 @@ def add(root: typer.Typer) -> None:
             "service": service or None,
             "account": account or None,
             "region": region or None,
+            "charge_category": charge_category or None,
+            "tag": tag or None,
         }
         answer = cli.api.pages(
             "pipeline_executor.QueryCosts", "costs", limit=limit, group_by=dimensions, compare=compare, **asked

@@ -1,0 +1,11 @@
+-- What the tenant's table of azure holds for November 2025.
+-- Result: one row per currency, with its rows and cost.
+-- Parameters: none. The dates prune the partitions.
+-- Safe to run twice: it reads only.
+SELECT
+  t.billing_currency AS currency,
+  COUNT(*) AS row_count,
+  SUM(t.cost) AS cost
+FROM azure_cost_billing AS t
+WHERE t.usage_date BETWEEN '2025-11-01' AND '2025-11-30'
+GROUP BY currency
