@@ -70,7 +70,8 @@ def add(root: typer.Typer) -> None:
             str,
             typer.Option(
                 "--by",
-                help="Up to five of provider, service, account, region, charge_category, currency, day, month, tag:KEY.",
+                help="Up to five of provider, service, account, region, charge_category, currency, day, month, "
+                "tag:KEY.",
             ),
         ] = "service",
         start_date: Annotated[
