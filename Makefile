@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 export DATA_DIR ?= .data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down status setup-bigquery bench judge chaos lint scan proto clean
+.PHONY: help install demo test up down status setup-bigquery bench soak pictures judge chaos lint scan proto clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,14 @@ status: $(STAMP) ## what runs, where, and since when
 setup-bigquery: $(STAMP) ## create or extend the central dataset (running local stack, or the project of the environment)
 	@$(PYTHON) -m deploy.local.stack exec -- $(PYTHON) -m deploy.setup_bigquery_datasets
 
-bench: $(STAMP) ## figures beside a peer or a limit, as tables and build/bench.json (BENCH=stack,quotas,schedules picks)
+bench: $(STAMP) ## figures beside a peer or a limit, as tables and build/bench.json (BENCH=edge,run,quotas,schedules picks)
 	@$(PYTHON) -m tests.bench
+
+soak: $(STAMP) ## ten minutes of steady reads: no error, flat memory (SOAK_SECONDS=600, SOAK_RATE=60)
+	@$(PYTHON) -m tests.bench.soak
+
+pictures: $(STAMP) ## the README's pictures of the two pages anew, in docs/pictures
+	@PICTURES=1 $(PYTHON) -m pytest -q tests/integration/test_pages.py
 
 judge: $(STAMP) ## focus-validator, an outside judge, on what the sample becomes in FOCUS columns
 	@$(PYTHON) -m tests.judge

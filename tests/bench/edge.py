@@ -79,19 +79,24 @@ def _result(name: str, connections: int, middle: dict[tuple[str, int], dict[str,
 
 
 def _load(variant: Variant, key: str, connections: int, folder: Path) -> dict[str, float]:
-    summary = folder / "summary.json"
-    given = {"URL": variant.address + PATH, "KEY": key, "VUS": connections, "SECONDS": SECONDS, "SUMMARY": summary}
-    k6 = Path(sys.executable).with_name("k6")
     before = variant.cpu()
+    figures = k6(SCRIPT, folder, URL=variant.address + PATH, KEY=key, VUS=connections, SECONDS=SECONDS)
+    assert not figures["failed"], f"{variant.name}: {figures['failed']} requests failed"
+    return {**figures, "cpu": (variant.cpu() - before) / figures["requests"]}
+
+
+def k6(script: Path, folder: Path, **given: Any) -> dict[str, float]:
+    """Runs a load script and returns what it measured; ``given`` is its environment, lists as JSON."""
+    summary = folder / "summary.json"
+    texts = {name: json.dumps(value) if isinstance(value, list) else str(value) for name, value in given.items()}
     subprocess.run(
-        [str(k6), "run", "--quiet", "--no-usage-report", str(SCRIPT)],
-        env=dict(os.environ) | {name: str(value) for name, value in given.items()},
+        [str(Path(sys.executable).with_name("k6")), "run", "--quiet", "--no-usage-report", str(script)],
+        env=dict(os.environ) | texts | {"SUMMARY": str(summary)},
         check=True,
         capture_output=True,
     )
     figures: dict[str, float] = json.loads(summary.read_text())
-    assert not figures["failed"], f"{variant.name}: {figures['failed']} requests failed"
-    return {**figures, "cpu": (variant.cpu() - before) / figures["requests"]}
+    return figures
 
 
 @contextlib.contextmanager
