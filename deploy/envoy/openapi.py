@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def document(contract: descriptor_pb2.FileDescriptorSet) -> dict[str, Any]:
 
 class _Writer:
     def __init__(self, contract: descriptor_pb2.FileDescriptorSet) -> None:
-        self._comments = dict(_comments(contract))
+        self._comments = dict(comments(contract.file))
         self._schemas: dict[str, Schema] = {}
 
     def document(self) -> dict[str, Any]:
@@ -440,9 +440,9 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _comments(contract: descriptor_pb2.FileDescriptorSet) -> Iterator[tuple[str, str]]:
-    """The leading comment of everything that has one, by full name."""
-    for file in contract.file:
+def comments(files: Iterable[descriptor_pb2.FileDescriptorProto]) -> Iterator[tuple[str, str]]:
+    """The leading comment of everything of ours that has one, by full name."""
+    for file in files:
         if file.package.startswith("convergence."):
             for location in file.source_code_info.location:
                 if location.leading_comments and (name := _name_at(file, list(location.path))):

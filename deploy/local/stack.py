@@ -161,6 +161,7 @@ def welcome(stack: dict[str, Any]) -> str:
     """What to do with a stack that is ready."""
     rest = stack["rest"]
     return f"""REST and gRPC   {rest}   (documentation: {rest}/docs)
+console         {rest}/console   (sign in with a tenant's key)
 BigQuery        {stack["bigquery_rest"]}   (project {stack["project_id"]}, customer {stack["customer_project_id"]})
 admin key       {stack["admin_api_key"]}
 for tools       {Path(stack["data_dir"]) / "stack.json"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from buf.validate import validate_pb2
 from convergence.access.v1 import access_pb2
 from convergence.credential.v1 import credential_pb2
 from convergence.pipeline_executor.v1 import pipeline_executor_pb2
@@ -14,6 +16,7 @@ from convergence.tenant.v1 import tenant_pb2
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
+from deploy.envoy import openapi
 from protos import generate
 
 # The public service of each context: what the gateway forwards to. All others are on the internal port.
@@ -178,15 +181,39 @@ def test_tenant_id_comes_first(contracts) -> None:
     assert late == []
 
 
-def test_lists_have_pages(contracts) -> None:
-    named = {file.package: dict(messages(file)) for file in contracts}
+def test_lists_are_asked_for_and_answered_alike(contracts) -> None:
+    comments = dict(openapi.comments(contracts))
+    seen = 0
     for method in PUBLIC_METHODS:
-        if method.name.startswith("List"):
-            package = named[method.input_type.file.package]
-            asked = {field.name for field in package[method.input_type.name].field}
-            answered = {field.name for field in package[method.output_type.name].field}
-            assert {"page_size", "page_token"} <= asked, method.full_name
-            assert "next_page_token" in answered, method.full_name
+        request, answer = method.input_type, method.output_type
+        listed = "next_page_token" in answer.fields_by_name
+        assert listed or not method.name.startswith(("List", "Query")), method.full_name
+        if not listed:
+            assert not {"page_size", "page_token"} & set(request.fields_by_name), method.full_name
+            continue
+        seen += 1
+        size, token = request.fields_by_name["page_size"], request.fields_by_name["page_token"]
+        rules = size.GetOptions().Extensions[validate_pb2.field].int32
+        assert (size.type, rules.gte, rules.HasField("lte")) == (size.TYPE_INT32, 0, False), method.full_name
+        assert token.GetOptions().Extensions[validate_pb2.field].string.max_len == 1024
+        assert comments[f"{request.full_name}.page_size"] == "At most this many (default 100, above 1000 means 1000)."
+        assert comments[f"{request.full_name}.page_token"] == "The `next_page_token` of the page before."
+        assert answer.fields[0].is_repeated and answer.fields[0].message_type is not None
+        # Each list has one order, and says which; filters are fields of their own.
+        order = comments[answer.fields[0].full_name]
+        assert re.match(r"(By|Ordered by|In) |(Newest|Oldest|Largest|Most open) first", order), (
+            f"{answer.name}: {order}"
+        )
+        assert not {"filter", "order_by", "sort", "offset", "limit", "cursor"} & set(request.fields_by_name)
+    assert seen > 10
+
+
+def test_dates_are_asked_for_alike() -> None:
+    for method in PUBLIC_METHODS:
+        for field in method.input_type.fields:
+            if field.name == "date" or field.name.endswith(("_date", "_since")):
+                pattern = field.GetOptions().Extensions[validate_pb2.field].string.pattern
+                assert pattern.strip("^$()?") == "[0-9]{4}-[0-9]{2}-[0-9]{2}", field.full_name
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids(METHODS))
