@@ -238,7 +238,7 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
         await _first(self.start(), asked.wait())
-        # What is loaded now stays loaded. Looked through again and again, it would stop all calls for a tenth of a second.
+        # What is loaded now stays loaded: looking through it for garbage would stop all calls for a tenth of a second.
         gc.collect()
         gc.freeze()
         await _first(asked.wait(), self._crashed.wait())

@@ -182,7 +182,7 @@ def test_an_empty_tenant_is_told_what_comes_next(edge: StandIns, browser: Browse
             expect(page.get_by_text(text)).to_be_visible()
         expect(page.locator("#quotas")).to_contain_text("0 of 6 runs")
         assert flaws(page) == []
-        picture(page, "console-empty", tmp_path)
+        page.screenshot(path=tmp_path / "console-empty.png")
 
 
 def test_a_part_that_fails_says_why_and_can_be_asked_again(edge: StandIns, browser: Browser, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_part_that_fails_says_why_and_can_be_asked_again(edge: StandIns, brows
         said = page.locator("#costs code").inner_text()
         assert said in (edge.directory / "envoy.log").read_text()
         assert flaws(page) == []
-        picture(page, "console-error", tmp_path)
+        page.screenshot(path=tmp_path / "console-error.png")
         edge.answers |= console.ANSWERS
         failure.get_by_role("button", name="Try again").click()
         expect(page.locator(".headline strong")).to_have_text(dollars(console.total(*NOVEMBER)))
@@ -208,7 +208,7 @@ def test_a_key_is_kept_in_memory_only(edge: StandIns, browser: Browser, tmp_path
         page = seen.page
         page.goto("/console")
         expect(page.get_by_label("API key")).to_be_focused()
-        picture(page, "console-door", tmp_path)
+        page.screenshot(path=tmp_path / "console-door.png")
         assert flaws(page) == []
         sign_in(page, "nobody")
         expect(page.get_by_role("alert")).to_contain_text("not known")
