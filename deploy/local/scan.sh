@@ -11,7 +11,7 @@ echo "-- secrets: nothing in the files that is not in .secrets.baseline"
 git ls-files -z | xargs -0 $bin/detect-secrets-hook --no-verify --baseline .secrets.baseline || failed="$failed secrets"
 
 echo "-- bill of materials"
-$bin/cyclonedx-py requirements --output-reproducible --output-format JSON --outfile build/sbom.cdx.json requirements.lock || failed="$failed sbom"
+$bin/cyclonedx-py requirements --output-reproducible --output-format JSON -o build/sbom.cdx.json requirements.lock || failed="$failed sbom"
 [ -s build/sbom.cdx.json ] && echo "build/sbom.cdx.json: $(grep -c '"purl"' build/sbom.cdx.json) packages"
 
 echo "-- known flaws of the locked packages"

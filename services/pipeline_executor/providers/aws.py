@@ -27,6 +27,7 @@ from pydantic import Field
 from libs import errors
 from services.pipeline_executor.providers import aws_export as export
 from services.pipeline_executor.providers import aws_rows as rows
+from services.pipeline_executor.providers import bounds
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.object_store import Listed, S3Bucket, Store, open_store
 from services.pipeline_executor.providers.source import SourceModel
@@ -193,6 +194,8 @@ def _decode(
         if stop.is_set():
             raise errors.Unavailable("SOURCE_READ_STOPPED", "The read was stopped.")
         count = rows.convert(engine, path, made, work.layout, window, target)
+    except bounds.Unbelievable as exc:
+        raise exc.of(name) from None
     except duckdb.InterruptException:
         raise errors.Unavailable("SOURCE_READ_STOPPED", "The read was stopped.") from None
     except (duckdb.ConversionException, pa.ArrowInvalid) as exc:

@@ -7,9 +7,7 @@ kept, by name, in one JSON text.
 
 from __future__ import annotations
 
-import csv
 import functools
-import gzip
 import importlib.resources
 import json
 import re
@@ -29,6 +27,7 @@ from duckdb import CaseExpression, ColumnExpression, ConstantExpression, Express
 from google.cloud.bigquery import SchemaField
 
 from libs.errors import FailedPrecondition
+from services.pipeline_executor.providers import bounds
 
 EXTRA = "source_extra"
 STORED_DIGITS = 17
@@ -187,10 +186,9 @@ def header(path: Path) -> list[str]:
     """The names of a file's columns, in order."""
     if path.name.endswith(".parquet"):
         with pq.ParquetFile(path) as file:
+            bounds.check_columns(file.metadata.num_columns)
             return list(file.schema_arrow.names)
-    opened = gzip.open if path.name.endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        return [name.strip() for name in next(csv.reader(file), [])]
+    return bounds.header(path)
 
 
 # ------------------------------------------------------------------------------------------------- rows
@@ -399,4 +397,8 @@ def _batches(path: Path, places: Sequence[int]) -> Any:
             ),
         )
         with reader:
-            yield from reader
+            unpacked = 0
+            for batch in reader:
+                unpacked += batch.nbytes
+                bounds.check_unpacked(path, unpacked)
+                yield batch

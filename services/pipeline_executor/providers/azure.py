@@ -32,6 +32,7 @@ from pydantic import Field
 
 from libs import errors
 from services.pipeline_executor.providers import azure_export as export
+from services.pipeline_executor.providers import bounds
 from services.pipeline_executor.providers.cells import as_text, day_of
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.object_store import AzureContainer, Store, open_store
@@ -223,6 +224,8 @@ def _decode(
                 target.write(rows)
             count += batch.num_rows
         _sum(stop, path, part, delivery.view, window, work)
+    except bounds.Unbelievable as exc:
+        raise exc.of(_name(part)) from None
     except (pa.ArrowException, EOFError, gzip.BadGzipFile, zlib.error, csv.Error, OSError, UnicodeDecodeError) as exc:
         raise errors.FailedPrecondition(
             "SOURCE_FILE_DAMAGED",
@@ -235,6 +238,7 @@ def _decode(
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     if path.name.endswith(".parquet"):
         with pq.ParquetFile(path) as file:
+            bounds.check_columns(file.metadata.num_columns)
             yield from file.iter_batches(batch_size=_BATCH_ROWS)
         return
     with pa.input_stream(str(path), compression="gzip" if path.name.endswith(".gz") else None) as stream:
@@ -248,7 +252,11 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
             ),
         )
         with reader:
-            yield from reader
+            unpacked = 0
+            for batch in reader:
+                unpacked += batch.nbytes
+                bounds.check_unpacked(path, unpacked)
+                yield batch
 
 
 @contextlib.contextmanager
@@ -260,8 +268,7 @@ def _text(path: Path) -> Iterator[IO[str]]:
 
 def _header(path: Path) -> list[str]:
     """The names of the columns; a second one of a name, in any letter case, gets a number."""
-    with _text(path) as file:
-        found = next(csv.reader(file), [])
+    found = bounds.header(path)
     names: list[str] = []
     seen: dict[str, int] = {}
     for name in found:
