@@ -35,7 +35,7 @@ status: $(STAMP) ## what runs, where, and since when
 setup-bigquery: $(STAMP) ## create or extend the central dataset (running local stack, or the project of the environment)
 	@$(PYTHON) -m deploy.local.stack exec -- $(PYTHON) -m deploy.setup_bigquery_datasets
 
-bench: $(STAMP) ## figures beside a peer or a limit, as tables and build/bench.json (BENCH=edge,run,quotas,schedules picks)
+bench: $(STAMP) ## figures beside a peer or a limit, as tables and build/bench.json (BENCH=edge,run,quotas,schedules,compliance picks)
 	@$(PYTHON) -m tests.bench
 
 soak: $(STAMP) ## ten minutes of steady reads: no error, flat memory (SOAK_SECONDS=600, SOAK_RATE=60)
@@ -44,7 +44,7 @@ soak: $(STAMP) ## ten minutes of steady reads: no error, flat memory (SOAK_SECON
 pictures: $(STAMP) ## the README's pictures of the two pages anew, in docs/pictures
 	@PICTURES=1 $(PYTHON) -m pytest -q tests/integration/test_pages.py
 
-judge: $(STAMP) ## focus-validator, an outside judge, on what the sample becomes in FOCUS columns
+judge: $(STAMP) ## outside judges: focus-validator on FOCUS columns, the OCSF schema on findings (JUDGE=focus,ocsf picks)
 	@$(PYTHON) -m tests.judge
 
 chaos: $(STAMP) ## kill -9 of every process in mid-run, again and again

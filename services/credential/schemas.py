@@ -192,7 +192,7 @@ class _Sas(_Strict):
 
 
 class _GcpSource(_Strict):
-    """Of all data sets: a billing export's table, and what Security Command Center finds under."""
+    """Of all data sets: a billing export's table, what Security Command Center finds under, and Prowler's outputs."""
 
     project_id: Annotated[str, _text(r"^([a-z0-9.\-]{1,100}:)?[a-z][a-z0-9\-]{2,61}[a-z0-9]$")] | None = Field(
         None, description="the id of the project that holds the billing export"
@@ -205,6 +205,10 @@ class _GcpSource(_Strict):
     parent: Annotated[str, _text(r"^((organizations|folders)/[0-9]{1,20}|projects/[a-z0-9.:\-]{1,100})$")] | None = (
         Field(None, description="organizations/<number>, folders/<number> or projects/<id>")
     )
+    bucket: Annotated[str, _text(r"^[a-z0-9][a-z0-9._\-]{1,220}[a-z0-9]$")] | None = Field(
+        None, description="a bucket's name"
+    )
+    prowler_prefix: _Printable | None = Field(None, description="the folder of Prowler's outputs")
 
     @model_validator(mode="after")
     def _a_table_is_in_a_dataset(self) -> _GcpSource:
@@ -230,6 +234,7 @@ class _AwsSource(_Strict):
     regions: Annotated[list[_Region], Field(min_length=1, max_length=50)] | None = Field(
         None, description="a list of regions, such as eu-west-1"
     )
+    prowler_prefix: _Printable | None = Field(None, description="the folder of Prowler's outputs")
 
 
 class _AzureSource(_Strict):
@@ -246,6 +251,7 @@ class _AzureSource(_Strict):
     subscription_ids: Annotated[list[Annotated[str, _text(_GUID)]], Field(min_length=1, max_length=500)] | None = Field(
         None, description="a list of ids of subscriptions, each a GUID"
     )
+    prowler_prefix: _Printable | None = Field(None, description="the folder of Prowler's outputs")
 
 
 _Url = Annotated[str, _text(r"^[\x21-\x7e]+$", 512), AfterValidator(_endpoint)]

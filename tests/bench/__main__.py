@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import edge, quota_statements, report, runs, scheduler_statements
+from tests.bench import compliance, edge, quota_statements, report, runs, scheduler_statements
 from tests.support.stack import ROOT, running
 
 SAVED = ROOT / "build" / "bench.json"
@@ -44,11 +44,17 @@ def schedules() -> dict[str, report.Results]:
         return {"Trigger and drain: BigQuery statements by variant": results}
 
 
+def findings() -> dict[str, report.Results]:
+    """A scan of many findings, and one of the day after."""
+    return {"Compliance findings": compliance.measure()}
+
+
 SECTIONS: dict[str, Callable[[], dict[str, report.Results]]] = {
     "edge": at_the_edge,
     "run": many_rows,
     "quotas": quotas,
     "schedules": schedules,
+    "compliance": findings,
 }
 
 

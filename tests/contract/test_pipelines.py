@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -22,6 +23,17 @@ SCHEMAS = {
 }
 PIPELINES = Templates.load().list()
 every_pipeline = pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda pipeline: pipeline.id)
+every_cost_pipeline = pytest.mark.parametrize(
+    "pipeline", [pipeline for pipeline in PIPELINES if pipeline.domain == "cost"], ids=lambda pipeline: pipeline.id
+)
+every_compliance_pipeline = pytest.mark.parametrize(
+    "pipeline",
+    [pipeline for pipeline in PIPELINES if pipeline.domain == "compliance"],
+    ids=lambda pipeline: pipeline.id,
+)
+OBSERVATION = json.loads(
+    (Path(__file__).parents[2] / "services/pipeline_executor/reference/compliance_observation.schema.json").read_text()
+)
 
 
 def configs[T](pipeline: Pipeline, kind: type[T]) -> list[T]:
@@ -44,7 +56,7 @@ def names(text: str, alias: str = "") -> list[str]:
     return [name.strip().removeprefix(alias) for name in text.split(",")]
 
 
-@every_pipeline
+@every_cost_pipeline
 def test_publishing_names_every_column_of_its_own_tables_once_and_in_one_order(pipeline: Pipeline) -> None:
     [config] = configs(pipeline, PublishConfig)
     found = re.findall(
@@ -79,11 +91,11 @@ def test_publishing_fences_before_it_touches_data_and_deletes_only_its_dates(pip
         assert needed in update[0]
     assert set(re.findall(r"@([a-z]\w*)", text)) - {"row_count"} <= {
         "pipeline_logging_id", "attempt", "provider", "domain", "template", "start_date", "end_date",
-        "extract_start_time", "end_time", "take_over", "source_version",
+        "extract_start_time", "end_time", "take_over", "source_version", "scopes",
     }  # fmt: skip
 
 
-@every_pipeline
+@every_cost_pipeline
 def test_the_transformed_rows_have_the_tables_columns_in_order(pipeline: Pipeline) -> None:
     first = configs(pipeline, TransformConfig)[0]
     made = re.findall(r" AS (\w+)(?:,\n|\n(?=FROM \{))", body(first.sql))
@@ -109,6 +121,42 @@ def test_tables_are_partitioned_by_the_date_that_is_replaced(pipeline: Pipeline)
         [by] = [field for field in schema.fields if field.name == schema.partition_by]
         assert (by.field_type, by.mode) == ("DATE", "REQUIRED")
         assert all(field.description for field in schema.fields)
+
+
+@every_compliance_pipeline
+def test_compliance_is_observed_in_one_shape_and_published_by_one_script(pipeline: Pipeline) -> None:
+    made = re.findall(r" AS ([a-z_]+)(?:,\n|\n(?=FROM ))", body(configs(pipeline, TransformConfig)[0].sql))
+    columns = [field["name"] for field in OBSERVATION["fields"]]
+    assert made[-len(columns) :] == columns
+    shared = {
+        config.sql.name.rpartition("/pipelines/")[2]
+        for kind in (TransformConfig, QualityConfig, PublishConfig)
+        for config in configs(pipeline, kind)  # type: ignore[type-var]
+    }
+    assert shared >= {f"shared/compliance_{name}.sql" for name in ("findings", "measure", "publish")}
+    assert pipeline.tables == ("compliance_history", "compliance_scans")
+    assert pipeline.max_days == 1, "a scan sees one day"
+    assert "accept_drop" in {parameter.name for parameter in pipeline.parameters}
+    checked = {check.measure: check.severity for check in configs(pipeline, QualityConfig)[0].checks}
+    for measure in (
+        "row_count", "without_check", "without_account", "without_resource", "unknown_status", "unknown_severity",
+        "unknown_suppression", "incomplete", "vanished_most",
+    ):  # fmt: skip
+        assert checked[measure] == "ERROR"
+
+
+def test_compliance_publishing_names_every_column_of_its_tables_once_and_in_one_order() -> None:
+    [config] = configs(next(pipeline for pipeline in PIPELINES if pipeline.domain == "compliance"), PublishConfig)
+    found = re.findall(r"INSERT INTO (\w+) \(([^)]*)\)\s*SELECT\s+(.*?)\s+FROM ", body(config.sql), re.DOTALL)
+    assert [table for table, _, _ in found] == ["compliance_history", "compliance_history", "compliance_scans"]
+    known = {"provider": "@provider", "source": "@template", "valid_from": "@start_date", "scan_date": "@start_date"}
+    for table, into, select in found:
+        columns = [field.name for field in SCHEMAS[table].fields]
+        assert names(into) == columns
+        for column, value in zip(columns, names(select), strict=True):
+            assert value in (f"@{column}", known.get(column), "''", "DATE '9999-12-31'") or value.endswith(
+                (f".{column}", ".complete")
+            )
 
 
 def test_cost_tables_have_the_columns_that_users_rely_on() -> None:

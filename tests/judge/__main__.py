@@ -1,9 +1,10 @@
-"""``make judge``: the outside judge of FOCUS, ``focus-validator``, on what the project's own pipelines publish.
+"""``make judge``: outside judges on what the project's own pipelines publish: ``focus-validator``, and OCSF's schema.
 
 Per source form: the sample goes through the real pipeline on an emulator of its own, view ``focus_v1_2`` is written out
 as parquet and judged, and one line beginning ``focus:`` is printed. The exit status is 1 if a check failed that is not
 known to be faulty, or that failed only because of one. The validator lives in ``build/judge``, apart from ``.venv``: it
-needs Python 3.12. Nothing but the package index is asked on the network.
+needs Python 3.12. Nothing but the package index is asked on the network. Compliance findings are judged by ``ocsf``, a
+line beginning ``ocsf:`` for each form; ``JUDGE`` (``focus``, ``ocsf``) picks one of the two.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from services.pipeline_executor.engine import Engine
 from services.pipeline_executor.run_context import SourceEndpoints
 from services.pipeline_executor.templates import Templates
 from tests.conftest import Emulator, running_emulator
+from tests.judge import ocsf
 from tests.support import aws, aws_rows, azure, azure_rows, focus_rows
 from tests.support.aws import AwsRuns, Bucket, Moto, running_moto
 from tests.support.azure import AzureRuns, Azurite, Storage, running_azurite
@@ -301,39 +303,57 @@ def forms(place: Place) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             yield form, asyncio.run(publish(provider, form, place, warehouse))
 
 
+def judge_costs(place: Place) -> bool:
+    """Judges every form of cost data; whether one was found wanting."""
+    program, wanting = install(), False
+    for number, (form, found) in enumerate(forms(place)):
+        if not found:
+            raise SystemExit(f"error: nothing was published of {form}")
+        path = place.folder / f"{number}.parquet"
+        write(path, found)
+        verdict, faults = judge(program, path), own_faults(found)
+        checks = len(verdict.passed) + len(verdict.failed)
+        known = sorted(name for name, _ in _split(verdict.failed) if name in FAULTY)
+        print(
+            f"focus: {form}: {len(found)} rows, {checks} checks, {len(verdict.passed)} passed, "
+            f"{len(verdict.failed)} failed ({len(known)} known faulty, "
+            f"{len(verdict.failed) - len(known) - len(verdict.unexpected)} that sum them up, "
+            f"{len(verdict.unexpected)} others), {verdict.skipped} skipped by the validator; "
+            f"own checks: {len(faults)} faults",
+            flush=True,
+        )
+        for fault in [*verdict.unexpected, *faults]:
+            print(f"  {fault}", file=sys.stderr)
+        wanting = wanting or bool(verdict.unexpected or faults)
+    return wanting
+
+
+def judge_findings(emulator: Emulator, folder: Path) -> bool:
+    """Judges every form of compliance findings; whether one was found wanting."""
+    wanting = False
+    for form, verdict in ocsf.verdicts(emulator, folder):
+        print(ocsf.line(form, verdict), flush=True)
+        for fault in verdict.faults:
+            print(f"  {fault}", file=sys.stderr)
+        wanting = wanting or bool(verdict.faults) or not verdict.findings
+    return wanting
+
+
 def main() -> int:
     """Judges every source form; 1 if one was found wanting."""
-    program = install()
+    asked = os.environ.get("JUDGE", "focus,ocsf").split(",")
     wanting = False
     with tempfile.TemporaryDirectory(prefix="judge-") as name:
         folder = Path(name)
         data, blobs, buckets = folder / "data", folder / "blobs", folder / "buckets"
         for made in (data, blobs, buckets):
             made.mkdir()
-        with (
-            running_emulator(data) as (emulator, _),
-            running_azurite(blobs) as azurite,
-            running_moto(buckets) as moto,
-        ):
-            for number, (form, found) in enumerate(forms(Place(emulator, azurite, moto, folder))):
-                if not found:
-                    raise SystemExit(f"error: nothing was published of {form}")
-                path = folder / f"{number}.parquet"
-                write(path, found)
-                verdict, faults = judge(program, path), own_faults(found)
-                checks = len(verdict.passed) + len(verdict.failed)
-                known = sorted(name for name, _ in _split(verdict.failed) if name in FAULTY)
-                print(
-                    f"focus: {form}: {len(found)} rows, {checks} checks, {len(verdict.passed)} passed, "
-                    f"{len(verdict.failed)} failed ({len(known)} known faulty, "
-                    f"{len(verdict.failed) - len(known) - len(verdict.unexpected)} that sum them up, "
-                    f"{len(verdict.unexpected)} others), {verdict.skipped} skipped by the validator; "
-                    f"own checks: {len(faults)} faults",
-                    flush=True,
-                )
-                for fault in [*verdict.unexpected, *faults]:
-                    print(f"  {fault}", file=sys.stderr)
-                wanting = wanting or bool(verdict.unexpected or faults)
+        with running_emulator(data) as (emulator, _):
+            if "ocsf" in asked:
+                wanting = judge_findings(emulator, folder)
+            if "focus" in asked:
+                with running_azurite(blobs) as azurite, running_moto(buckets) as moto:
+                    wanting = judge_costs(Place(emulator, azurite, moto, folder)) or wanting
     return int(wanting)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -89,10 +90,11 @@ def finding(
 
 @dataclass
 class Planted:
-    """A scan that is not read from anywhere: its records, and what it covers (the accounts it has, wholly)."""
+    """A scan that is not read from anywhere: rows as its extractor leaves them, their statuses, and what it covers."""
 
-    records: Sequence[Mapping[str, Any]]
-    scopes: Sequence[Scope] | None = None
+    rows: Sequence[Mapping[str, str]]
+    statuses: Sequence[str]
+    scopes: Sequence[Scope]
     schema: tuple[SchemaField, ...] = SCHEMA
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -113,23 +115,37 @@ class Planted:
         return Plant
 
     def leave(self, path: Path) -> StepResult:
-        """Writes the records as the extractor would."""
-        accounts = [record["cloud"]["account"]["uid"] for record in self.records]
+        """Writes the rows as the extractor would."""
         with ParquetFile(path, self.schema) as target:
-            columns = [accounts, [json.dumps(record) for record in self.records]]
+            columns = [[row.get(column.name) for row in self.rows] for column in self.schema]
             arrays = [pa.array(column, pa.string()) for column in columns]
             target.write(pa.RecordBatch.from_arrays(arrays, schema=target.schema))
-        scopes = [Scope(account) for account in sorted(set(accounts))] if self.scopes is None else self.scopes
         extraction = Extraction(
             files=(path,),
             schema=self.schema,
-            rows=len(self.records),
+            rows=len(self.rows),
             bytes=1,
             started=self.started,
-            totals={"": {"row_count": Decimal(len(self.records))}},
-            scopes=tuple(scopes),
+            totals={status: {"row_count": Decimal(count)} for status, count in Counter(self.statuses).items()},
+            scopes=tuple(self.scopes),
         )
-        return StepResult(rows=extraction.rows, output=extraction, no_data=not self.records)
+        return StepResult(rows=extraction.rows, output=extraction, no_data=not self.rows)
+
+
+def prowler_scan(
+    records: Sequence[Mapping[str, Any]], scopes: Sequence[Scope] | None = None, **changes: Any
+) -> Planted:
+    """A scan of Prowler's, OCSF form; it covers wholly the accounts it has, if nothing else is said."""
+    accounts = [record["cloud"]["account"]["uid"] for record in records]
+    return Planted(
+        [
+            {"account_uid": account, "record": json.dumps(record)}
+            for account, record in zip(accounts, records, strict=True)
+        ],
+        [record["status_code"] for record in records],
+        [Scope(account) for account in sorted(set(accounts))] if scopes is None else scopes,
+        **changes,
+    )
 
 
 @dataclass
@@ -186,7 +202,10 @@ class ComplianceRuns:
 
     async def run(self, pipeline: str, day: date, planted: Planted | None = None, **changes: Any) -> RunResult:
         """Runs the template, or all of it but the extraction."""
-        context = await self.begin(pipeline, day, **changes)
+        return await self.walk(pipeline, await self.begin(pipeline, day, **changes), planted)
+
+    async def walk(self, pipeline: str, context: RunContext, planted: Planted | None = None) -> RunResult:
+        """The steps of a run that was begun."""
         steps = {**STEPS, "extract": planted.step()} if planted else STEPS
         return await Engine(steps=steps).run(_TEMPLATES.get(*pipeline.split("/")), context)
 

@@ -72,10 +72,10 @@ class Extraction:
     """Files of one schema, or a staging table filled already, and what the source itself says should be in them.
 
     ``started`` is when the source was looked at, by the source's own clock: of two extractions the one that started
-    later has seen more. ``totals`` is keyed by currency ("" where a row has none), then by measure. ``scopes`` is what
-    a compliance scan covers. ``version`` is what the source cheaply says of its state (a manifest's etag, the newest
-    time of export), None if it says nothing; ``unchanged``: these days stand published from that version, and nothing
-    was read.
+    later has seen more. ``totals`` is keyed by currency, or by the source's own word for a finding's status ("" where
+    a row has none), then by measure. ``scopes`` is what a compliance scan covers. ``version`` is what the source
+    cheaply says of its state (a manifest's etag, the newest time of export), None if it says nothing; ``unchanged``:
+    these days stand published from that version, and nothing was read.
     """
 
     files: tuple[Path, ...]

@@ -166,7 +166,7 @@ class ProwlerExtractor:
             for output in outputs:
                 await _read(store, output, work)
                 request.report(target.rows, target.bytes)
-        if lost := [name for name, account in work.truncated if account not in work.counted]:
+        if lost := [name for name, account in work.truncated if account not in work.accounts]:
             raise errors.FailedPrecondition(
                 "DELIVERY_INCOMPLETE",
                 f"Output {lost[0]} is truncated, and no other one of {request.start_date} has its account: upload it "
@@ -179,13 +179,13 @@ class ProwlerExtractor:
             rows=target.rows,
             bytes=target.bytes,
             started=started,
-            totals={"": {"row_count": Decimal(sum(work.counted.values()))}},
-            scopes=tuple(Scope(account, complete=complete) for account in sorted(work.counted)),
+            totals=work.totals(),
+            scopes=tuple(Scope(account, complete=complete) for account in sorted(work.accounts)),
             details={
                 "source": f"{place.where}{f', {folder}' if folder else ''}",
                 "outputs": work.shown,
                 "truncated": [name for name, _ in work.truncated],
-                "accounts": len(work.counted),
+                "accounts": len(work.accounts),
             },
         )
 
@@ -195,13 +195,25 @@ class ProwlerExtractor:
 
 @dataclass
 class _Work:
-    """What the outputs of a run share. ``counted`` has the records of each account, as DuckDB counts them."""
+    """What the outputs of a run share. ``counted`` has the records by account and status, as DuckDB counts them."""
 
     directory: Path
     target: ParquetFile
-    counted: Counter[str] = field(default_factory=Counter)
+    counted: Counter[tuple[str, str]] = field(default_factory=Counter)
     truncated: list[tuple[str, str]] = field(default_factory=list)
     shown: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def accounts(self) -> frozenset[str]:
+        """Accounts that were read."""
+        return frozenset(account for account, _ in self.counted)
+
+    def totals(self) -> Mapping[str, Mapping[str, Decimal]]:
+        """Records by status."""
+        found: Counter[str] = Counter()
+        for (_, status), count in self.counted.items():
+            found[status] += count
+        return {status: {"row_count": Decimal(count)} for status, count in found.items()}
 
 
 async def _read(store: Store, output: Output, work: _Work) -> None:
@@ -227,7 +239,7 @@ def _decode(
 ) -> None:
     """Writes the records of accounts that no newer output has had, and counts them by another reader."""
     read: Callable[[Path], Iterator[tuple[str, str]]] = _csv_records if is_csv else _json_records
-    taken = frozenset(work.counted)
+    taken = work.accounts
     try:
         if not is_csv and not _ends(path):
             work.truncated.append((name, next((account for account, _ in read(path)), "")))
@@ -244,7 +256,7 @@ def _decode(
                 held = []
         _write(work.target, held)
         found = _count(engine, path, is_csv)
-        work.counted.update({account: count for account, count in found.items() if account not in taken})
+        work.counted.update({key: count for key, count in found.items() if key[0] not in taken})
     except duckdb.InterruptException:
         raise errors.Unavailable("SOURCE_READ_STOPPED", "The read was stopped.") from None
     except _NotProwler as exc:
@@ -331,23 +343,24 @@ def _csv_records(path: Path) -> Iterator[tuple[str, str]]:
             yield row["ACCOUNT_UID"], json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
-def _count(engine: duckdb.DuckDBPyConnection, path: Path, is_csv: bool) -> Counter[str]:
-    """Records per account, by DuckDB's own reader of the form."""
+def _count(engine: duckdb.DuckDBPyConnection, path: Path, is_csv: bool) -> Counter[tuple[str, str]]:
+    """Records per account and status, by DuckDB's own reader of the form."""
     if is_csv:
         with path.open("r", encoding="utf-8-sig", newline="") as file:
             names = next(csv.reader(file, delimiter=";"), [])
-        places = {f"c{place}": "VARCHAR" for place in range(len(names))}
         relation = engine.read_csv(
             str(path), header=False, skiprows=1, delimiter=";", quotechar='"', escapechar='"', auto_detect=False,
-            columns=places, parallel=False,
+            columns={f"c{place}": "VARCHAR" for place in range(len(names))}, parallel=False,
         )  # fmt: skip
-        account = duckdb.ColumnExpression(f"c{names.index('ACCOUNT_UID')}")
+        account, status = (duckdb.ColumnExpression(f"c{names.index(name)}") for name in ("ACCOUNT_UID", "STATUS"))
     else:
+        columns = {"cloud": "JSON", "status_code": "VARCHAR"}
         relation = engine.read_json(
-            str(path), format="array", records="true", columns={"cloud": "JSON"}, maximum_object_size=_MOST_RECORD
+            str(path), format="array", records="true", columns=columns, maximum_object_size=_MOST_RECORD
         )
-        account = duckdb.FunctionExpression(
-            "json_extract_string", duckdb.ColumnExpression("cloud"), duckdb.ConstantExpression("$.account.uid")
-        )
-    counted = relation.select(account.alias("account")).count("*", groups="account", projected_columns="account")
-    return Counter({name or "": count for name, count in counted.fetchall()})
+        inside = duckdb.ConstantExpression("$.account.uid")
+        account = duckdb.FunctionExpression("json_extract_string", duckdb.ColumnExpression("cloud"), inside)
+        status = duckdb.ColumnExpression("status_code")
+    rows = relation.select(account.alias("account"), duckdb.FunctionExpression("upper", status).alias("status"))
+    counted = rows.count("*", groups="account, status", projected_columns="account, status")
+    return Counter({(account or "", status or ""): count for account, status, count in counted.fetchall()})

@@ -1,8 +1,8 @@
 """Step ``quality``: measures a staging table once, holds the measures against the source and against zero, and stops
 the run before publication if a check of severity ERROR fails.
 
-The template's SQL does the measuring (one row per currency), the template's list says what each measure must be, and
-``evaluate`` compares: exactly, with no tolerance.
+The template's SQL does the measuring, one row for each value of its first column: a currency, a status of findings;
+the template's list says what each measure must be, and ``evaluate`` compares: exactly, with no tolerance.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Quality:
         )
         results = evaluate(
             self._config.checks,
-            measured=_by_currency(rows),
+            measured=_by_dimension(rows),
             totals=extraction.totals,
             now=run.now(),
         )
@@ -159,11 +159,12 @@ def currencies() -> tuple[str, ...]:
     return tuple(line.split()[0] for line in text.splitlines() if line and not line.startswith("#"))
 
 
-def _by_currency(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Decimal]]:
-    return {
-        row["currency"] or "": {name: Decimal(value or 0) for name, value in row.items() if name != "currency"}
-        for row in rows
-    }
+def _by_dimension(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Decimal]]:
+    found: dict[str, dict[str, Decimal]] = {}
+    for row in rows:
+        dimension, *measures = row
+        found[row[dimension] or ""] = {name: Decimal(row[name] or 0) for name in measures}
+    return found
 
 
 def _said(result: CheckResult) -> str:

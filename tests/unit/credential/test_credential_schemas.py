@@ -254,6 +254,8 @@ def test_sources():
         "table_id": "gcp_billing_export_v1_A",
         "location": "US",
         "parent": "organizations/123456",
+        "bucket": "acme-scans",
+        "prowler_prefix": "security/scans",
     }
     assert parse_source(Provider.GCP, whole, stand_ins=False) == whole
     assert parse_source(Provider.GCP, {}, stand_ins=False) == {}
@@ -262,6 +264,7 @@ def test_sources():
         "prefix": "exports/daily",
         "export_name": "focus",
         "region": "eu-central-1",
+        "prowler_prefix": "security/scans",
     }
     aws["regions"] = ["eu-central-1", "us-east-1"]
     assert parse_source(Provider.AWS, aws, stand_ins=False) == aws
@@ -270,6 +273,7 @@ def test_sources():
         "container": "exports",
         "directory": "daily",
         "export_name": "focus",
+        "prowler_prefix": "security/scans",
     }
     azure["subscription_ids"] = ["0b06d9ea-afe6-4779-bd59-30e5c2d9d13f"]
     assert parse_source(Provider.AZURE, azure, stand_ins=False) == azure

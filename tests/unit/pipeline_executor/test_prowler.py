@@ -54,7 +54,9 @@ def test_a_days_outputs_are_those_stamped_with_it_or_else_written_on_it_the_newe
 
 
 def record(account: str, **changes: Any) -> dict[str, Any]:
-    return {"class_uid": 2004, "cloud": {"account": {"uid": account}}, "text": 'a "]" ü', **changes}
+    return {
+        "class_uid": 2004, "status_code": "FAIL", "cloud": {"account": {"uid": account}}, "text": 'a "]" ü', **changes,
+    }  # fmt: skip
 
 
 class Files:
@@ -89,7 +91,9 @@ def test_each_account_is_taken_from_the_newest_output_that_has_it(files: Files) 
     files.read(as_json([record("3"), record("1")], indent=4))
     files.read(b"[]")
     files.read(b"\xef\xbb\xbf [ ]\n")
-    assert (files.target.rows, files.work.counted) == (4, {"1": 2, "2": 1, "3": 1})
+    assert (files.target.rows, files.work.accounts) == (4, {"1", "2", "3"})
+    assert files.work.counted == {("1", "FAIL"): 2, ("2", "FAIL"): 1, ("3", "FAIL"): 1}
+    assert files.work.totals() == {"FAIL": {"row_count": 4}}
     assert files.work.truncated == []
 
 
@@ -108,7 +112,7 @@ def test_a_truncated_output_is_left_aside_and_named_with_its_account(files: File
     files.read(as_json([record("1"), record("2")])[:-40])
     assert (files.target.rows, files.work.truncated) == (0, [("a.ocsf.json", "1")])
     files.read(as_json([record("1")]))
-    assert files.work.counted == {"1": 1}
+    assert files.work.counted == {("1", "FAIL"): 1}
 
 
 @pytest.mark.parametrize(

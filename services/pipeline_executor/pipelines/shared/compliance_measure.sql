@@ -1,4 +1,5 @@
--- One row: what the quality checks of the compliance templates hold against the source or zero.
+-- One row per status, in the source's own word: what the quality checks of the compliance templates hold against the source or
+-- zero. What is measured of all findings together stands in one of the rows.
 -- Parameters: @provider, @template STRING, @start_date DATE (the day of the scan), @scopes STRING (JSON array of account_uid,
 -- region, complete), @accept_drop BOOL. {observations} has a row per record of the source, {rows} one per finding. A read: it may
 -- run any number of times.
@@ -8,6 +9,7 @@
 WITH
 observed AS (
   SELECT
+    IFNULL(o.status_code, '') AS status_code,
     COUNT(*) AS row_count,
     COUNTIF(IFNULL(o.check_uid, '') = '') AS without_check,
     COUNTIF(IFNULL(o.account_uid, '') = '') AS without_account,
@@ -25,6 +27,7 @@ observed AS (
       )
     ) AS requirements_without_standard
   FROM {observations} AS o
+  GROUP BY 1
 ),
 scopes AS (
   SELECT
@@ -70,10 +73,13 @@ drops AS (
   FROM accounts AS a
 )
 SELECT
-  '' AS currency,
-  o.row_count, o.without_check, o.without_account, o.without_resource, o.unknown_status, o.unknown_severity,
-  o.unknown_suppression, o.incomplete, o.requirements_without_standard,
-  o.row_count - (SELECT COUNT(*) FROM {rows} AS s) AS duplicates,
-  d.vanished_many, d.vanished_most, d.absent_accounts
+  o.status_code, o.row_count, o.without_check, o.without_account, o.without_resource, o.unknown_status,
+  o.unknown_severity, o.unknown_suppression, o.incomplete, o.requirements_without_standard,
+  IF(f.status_code IS NULL, 0, f.row_count - (SELECT COUNT(*) FROM {rows} AS s)) AS duplicates,
+  IF(f.status_code IS NULL, 0, d.vanished_many) AS vanished_many,
+  IF(f.status_code IS NULL, 0, d.vanished_most) AS vanished_most,
+  IF(f.status_code IS NULL, 0, d.absent_accounts) AS absent_accounts
 FROM observed AS o
 CROSS JOIN drops AS d
+LEFT JOIN (SELECT MIN(a.status_code) AS status_code, SUM(a.row_count) AS row_count FROM observed AS a) AS f
+  ON f.status_code = o.status_code
