@@ -32,6 +32,7 @@ from deploy.local import sample_data
 from deploy.local.layout import HOST, ROOT, Folder, StackError
 from deploy.local.stack import read
 from libs.bigquery import Sql, TableRef, build_client
+from services.cli.charts import bar
 
 DATE = "2025-11-17"
 MONTH = {"start_date": "2025-11-01", "end_date": "2025-11-30"}
@@ -214,14 +215,8 @@ def _show_costs(console: Console, http: httpx.Client) -> None:
     for group in costs:
         cost, most = Decimal(group["cost"]), highest[group["currency"]]
         names = (group["dimensions"]["provider"], group["dimensions"]["service"], group["currency"])
-        table.add_row(*names, f"{cost:,.4f}", f"[cyan]{_bar(cost / most if most else Decimal(0))}[/]")
+        table.add_row(*names, f"{cost:,.4f}", f"[cyan]{bar(cost, most, _BAR)}[/]")
     console.print(table)
-
-
-def _bar(share: Decimal) -> str:
-    """A bar of eighths of a character; nothing for a share that is not positive."""
-    eighths = max(0, round(share * _BAR * 8))
-    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def _source_totals(stack: Mapping[str, Any]) -> Totals:

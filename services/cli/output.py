@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _WIDE = 100_000
+# How narrow a column of text may become.
+_FOLDED = 24
 _STYLES = {
     "green": ("COMPLETED", "VALID", "ACTIVE", "PASS", "OK", "PUBLISHED", "SERVING", "CREATED"),
     "red": ("FAILED", "INVALID", "DEAD_LETTER", "FAIL", "REVOKED", "DENIED", "OFFBOARDING", "DELETED", "NOT_SERVING"),
@@ -39,12 +41,13 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table: its head, and what it shows of an item."""
+    """One column of a table: its head, and what it shows of an item; ``fold`` for text that may be broken."""
 
     head: str
     value: Callable[[Any], Any]
     right: bool = False
     style: str = ""
+    fold: bool = False
 
 
 class Printer:
@@ -99,20 +102,27 @@ class Printer:
         self._print_table(grid)
 
     def table(self, items: Sequence[Any], columns: Sequence[Column], *, empty: str) -> None:
-        """Many things: one row each, without the columns that say nothing. ``empty`` is said where there is none."""
+        """Many things: one row each. ``empty`` is said where there is none.
+
+        Columns that say nothing are left out, and from the right those for which a terminal is too narrow.
+        """
         from rich.table import Table
 
         if not items:
             self.say(empty)
             return
+        cells = [[_cell(column.value(item), column.style) for item in items] for column in columns]
+        said = [(column, values) for column, values in zip(columns, cells, strict=True) if any(map(str, values))]
+        fitting = _fitting(said, self.out.width)
         shown = Table(box=None, pad_edge=False, header_style="bold")
-        cells = [[column.value(item) for item in items] for column in columns]
-        said = [(column, values) for column, values in zip(columns, cells, strict=True) if any(v != "" for v in values)]
-        for column, _ in said:
-            shown.add_column(column.head, justify="right" if column.right else "left", overflow="fold")
-        for row in zip(*(values for _, values in said), strict=True):
-            shown.add_row(*(_cell(value, column.style) for value, (column, _) in zip(row, said, strict=True)))
+        for column, _ in fitting:
+            justify: Literal["left", "right"] = "right" if column.right else "left"
+            shown.add_column(column.head, justify=justify, overflow="fold", no_wrap=not column.fold)
+        for row in zip(*(values for _, values in fitting), strict=True):
+            shown.add_row(*row)
         self._print_table(shown)
+        if left_out := len(said) - len(fitting):
+            self.say(f"{left_out} more columns do not fit: widen the terminal, or use --output json.", "dim")
 
     def _print_table(self, table: Any) -> None:
         if self.out.is_terminal:
@@ -201,6 +211,19 @@ def _text(text: str, style: str = "") -> Text:
     from rich.text import Text
 
     return Text("\n".join(clean(line) for line in text.split("\n")), style=style)
+
+
+def _fitting(columns: list[tuple[Column, list[Any]]], width: int) -> list[tuple[Column, list[Any]]]:
+    """As many columns, from the left, as stand side by side in ``width``; at least the first."""
+    from rich.cells import cell_len
+
+    taken = -2
+    for place, (column, values) in enumerate(columns):
+        natural = max(cell_len(str(text)) for text in (column.head, *values))
+        taken += 2 + (min(natural, _FOLDED) if column.fold else natural)
+        if taken > width and place:
+            return columns[:place]
+    return columns
 
 
 def _cell(value: Any, style: str = "") -> Any:

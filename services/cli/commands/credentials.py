@@ -24,10 +24,10 @@ _COLUMNS = [
     Column("name", lambda each: each.name),
     Column("status", lambda each: word(each, "status")),
     Column("kind", lambda each: each.kind),
-    Column("known by", lambda each: each.display),
+    Column("known by", lambda each: each.display, fold=True),
     Column("version", lambda each: each.version, right=True),
     Column("validated", lambda each: moment(each, "last_validated_time")),
-    Column("reason", lambda each: each.status_reason),
+    Column("reason", lambda each: each.status_reason, fold=True),
 ]
 
 

@@ -52,8 +52,8 @@ def add(root: typer.Typer) -> None:
         else:
             columns = [
                 Column("", lambda each: Text(_MARKS[each.verdict][1], _MARKS[each.verdict][0])),
-                Column("check", lambda each: f"{each.area}: {each.name}"),
-                Column("found", lambda each: each.found),
+                Column("check", lambda each: f"{each.area}: {each.name}", fold=True),
+                Column("found", lambda each: each.found, fold=True),
             ]
             cli.print.table(found, columns, empty="")
             for each in found:

@@ -49,7 +49,7 @@ def add(root: typer.Typer) -> None:
         days = {day.date: day.used for day in used.history}
         if days:
             values = _every_day(days, Decimal)
-            line = charts.sparkline(charts.fold(values, _width(cli)), unicode=cli.print.unicode)
+            line = charts.sparkline(charts.fold(values, chart_width(cli)), unicode=cli.print.unicode)
             cli.print.line("")
             cli.print.line(f"runs a day, {min(days)} to {max(days)}")
             cli.print.line(line, "cyan")
@@ -162,7 +162,7 @@ def _show_totals(cli: Cli, days: Sequence[Any]) -> None:
             cli.print.line(f"{total} on {first}", "bold")
             continue
         cli.print.line(f"{total} from {first} to {last}, day by day:", "bold")
-        values = charts.fold(_every_day(by_day, Decimal), _width(cli))
+        values = charts.fold(_every_day(by_day, Decimal), chart_width(cli))
         cli.print.line(charts.sparkline(values, unicode=cli.print.unicode), "cyan")
 
 
@@ -207,7 +207,8 @@ def bar_width(cli: Cli) -> int:
     return _BAR if cli.print.out.width >= 100 else max(6, cli.print.out.width // 8)
 
 
-def _width(cli: Cli) -> int:
+def chart_width(cli: Cli) -> int:
+    """How long a line of one character a day may be."""
     return min(cli.print.out.width, 92)
 
 

@@ -46,7 +46,7 @@ _STEPS = [
     Column("attempt", lambda each: each.attempt, right=True),
     Column("began", lambda each: moment(each, "start_time")),
     Column("took", took, right=True),
-    Column("error", lambda each: each.error.message),
+    Column("error", lambda each: each.error.message, fold=True),
 ]
 RUNS = [
     Column("run", lambda each: each.pipeline_logging_id),
@@ -60,19 +60,21 @@ RUNS = [
     Column("took", took, right=True),
 ]
 _CHECKS = [
-    Column("check", lambda each: each.check_name),
+    Column("check", lambda each: each.check_name, fold=True),
     Column("status", lambda each: word(each, "status")),
     Column("of", lambda each: each.dimension),
     Column("expected", lambda each: each.expected, right=True),
     Column("actual", lambda each: each.actual, right=True),
     Column("severity", lambda each: each.severity),
-    Column("message", lambda each: each.message),
+    Column("message", lambda each: each.message, fold=True),
 ]
 _TEMPLATES = [
     Column("pipeline", pipeline),
-    Column("brings", lambda each: each.description),
-    Column("tables", lambda each: ", ".join(each.tables)),
-    Column("parameters", lambda each: ", ".join(f"{p.name}{'' if p.required else '?'}" for p in each.parameters)),
+    Column("brings", lambda each: each.description, fold=True),
+    Column("tables", lambda each: ", ".join(each.tables), fold=True),
+    Column(
+        "parameters", lambda each: ", ".join(f"{p.name}{'' if p.required else '?'}" for p in each.parameters), fold=True
+    ),
 ]
 
 

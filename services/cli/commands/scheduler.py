@@ -10,7 +10,6 @@ from services.cli.command import Cli, LimitOption, command, group
 from services.cli.commands.runs import RUNS
 from services.cli.commands.schedules import RUN_COLUMNS, run_rows
 from services.cli.failures import Exit, Failure
-from services.cli.health import gateway_health
 from services.cli.output import Column, moment, word
 
 app = group("The scheduler's jobs and invariants (platform admin).")
@@ -25,8 +24,8 @@ _JOBS = [
 _INVARIANTS = [
     Column("count", lambda each: each.count, right=True),
     Column("invariant", lambda each: each.name),
-    Column("must not be", lambda each: each.description),
-    Column("samples", lambda each: ", ".join(each.samples)),
+    Column("must not be", lambda each: each.description, fold=True),
+    Column("samples", lambda each: ", ".join(each.samples), fold=True),
 ]
 
 
@@ -97,6 +96,8 @@ def add(root: typer.Typer) -> None:
 
         Exits 6 if the gateway says that a service is not healthy.
         """
+        from services.cli.health import gateway_health
+
         health = gateway_health(cli.profile)
         caller = cli.api.call("tenant.GetCaller")
         tenant_id = caller.tenant_id

@@ -67,8 +67,8 @@ RUN_COLUMNS = [
     Column("due (UTC)", lambda each: moment(each, "scheduled_for")),
     Column("tries", lambda each: f"{each.retry_count}/{each.max_retries}", right=True),
     Column("not before", lambda each: moment(each, "not_before")),
-    Column("reason", lambda each: each.reason),
-    Column("error", lambda each: each.error),
+    Column("reason", lambda each: each.reason, fold=True),
+    Column("error", lambda each: each.error, fold=True),
 ]
 
 

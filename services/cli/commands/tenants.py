@@ -53,7 +53,7 @@ _AUDIT = [
     Column("action", lambda each: each.action),
     Column("object", lambda each: each.object_id),
     Column("outcome", lambda each: each.outcome),
-    Column("reason", lambda each: each.reason),
+    Column("reason", lambda each: each.reason, fold=True),
     Column("request", lambda each: each.request_id),
 ]
 

@@ -345,6 +345,29 @@ def test_costs_show_totals_and_their_course_and_never_mix_currencies(gateway: Ga
     ]
 
 
+def test_compliance_shows_its_course_and_what_changed(gateway: Gateway, acme: Terminal) -> None:
+    def counted(request: dict[str, Any]) -> dict[str, Any]:
+        if "changed_since" in request:
+            return {
+                "changes": [
+                    {"kind": "REOPENED", "resource": "bucket-1", "title": "Public bucket", "date": "2025-11-17"}
+                ]
+            }
+        if request["group_by"] == ["day"]:
+            days = [("2025-11-16", "0.5000"), ("2025-11-17", "0.7500"), ("2025-11-18", "")]
+            return {"compliance": [{"dimensions": {"day": day}, "pass_rate": rate} for day, rate in days]}
+        return {"compliance": [{"dimensions": {"standard": "CIS"}, "failed": 1, "passed": 3, "pass_rate": "0.7500"}]}
+
+    gateway.answers["pipeline_executor.QueryCompliance"] = counted
+    head, row, _, course, line = acme.run("compliance").stdout.splitlines()
+    assert head.split() == ["standard", "open", "passed", "pass", "rate"], "no column of zeros"
+    assert row.split() == ["CIS", "1", "3", "75.0%", "█" * 18 + "░" * 6]
+    assert (course, line) == ("50.0% passed on 2025-11-16, 75.0% on 2025-11-17:", "▆█")
+    changed = acme.run("compliance", "--since", "2025-11-17").stdout
+    assert "REOPENED" in changed and "bucket-1" in changed
+    assert acme.json("compliance", "--since", "2025-11-17")["changes"][0]["kind"] == "REOPENED"
+
+
 def test_usage_shows_how_much_is_left_and_the_days(gateway: Gateway, acme: Terminal) -> None:
     gateway.answers["tenant.GetUsage"] = {
         "daily": {"limit": 6, "used": 6, "remaining": 0, "reset_time": "2025-11-18T00:00:00Z"},
