@@ -62,7 +62,7 @@ def running_emulator(data_dir: Path) -> Iterator[tuple[Emulator, subprocess.Pope
     try:
         emulator = Emulator(f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", data_dir)
         try:
-            wait_ready(emulator.rest, "local", timeout=60, running=lambda: process.poll() is None)
+            wait_ready(emulator.rest, "local", timeout=180, running=lambda: process.poll() is None)
         except TimeoutError as exc:
             raise RuntimeError((data_dir / "emulator.log").read_text()) from exc
         yield emulator, process

@@ -94,10 +94,16 @@ def window(schedule: Schedule, scheduled_for: datetime) -> tuple[date, date]:
 
 
 def upcoming(schedule: Schedule, count: int) -> list[datetime]:
-    """The schedule's next times, its ``next_run_time`` first; none while it is paused."""
+    """The schedule's next times, its ``next_run_time`` first; none while it is paused.
+
+    Of a schedule whose expression or zone is not accepted any more only that one is known: it will be paused then.
+    """
     if schedule.next_run_time is None:
         return []
-    expression = cron.parse(schedule.cron, schedule.timezone)
+    try:
+        expression = cron.parse(schedule.cron, schedule.timezone)
+    except InvalidArgument:
+        return [schedule.next_run_time]
     return [schedule.next_run_time, *expression.upcoming(schedule.next_run_time, count - 1)]
 
 

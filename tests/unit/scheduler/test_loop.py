@@ -376,7 +376,7 @@ async def test_neighbours_that_stay_away_are_an_error_and_nothing_is_lost(world:
 
 async def test_eight_pollers_start_a_thousand_rows_once_each() -> None:
     world = World(faults=StoreFaults(conflict=0.1, lost_reply=0.05, unavailable=0.02), seed=8)
-    plans = (1, 3, 10)
+    plans = (10, 3, 1)
     for number in range(60):
         tenant_id = f"tenant_{number:02}"
         world.tenants.quotas[tenant_id] = Quota(concurrent=plans[number % 3])

@@ -177,6 +177,10 @@ def test_upcoming_begins_with_what_is_due() -> None:
     assert occurrences.upcoming(replace(made, next_run_time=None), 3) == []
 
 
+def test_a_zone_that_is_gone_hides_no_schedule() -> None:
+    assert occurrences.upcoming(schedule(next_run_time=NOON, timezone="Mars/Olympus"), 10) == [NOON]
+
+
 def test_age_makes_up_for_priority() -> None:
     old_and_low, new_and_high = rank(NOON, 1, POLICY), rank(NOON, 10, POLICY)
     assert new_and_high < old_and_low
