@@ -17,6 +17,7 @@ from google.protobuf import json_format, message_factory
 from google.protobuf.message import Message
 
 from libs import errors, grpc_errors
+from libs.tls import Tls
 from services.cli import api
 from services.cli.main import app
 from services.cli.profiles import Profile, Profiles
@@ -81,16 +82,19 @@ class Gateway:
 
 
 @contextmanager
-def serving() -> Iterator[Gateway]:
-    """A gateway on a free port."""
+def serving(tls: Tls | None = None) -> Iterator[Gateway]:
+    """A gateway on a free port; in plain text unless it has a certificate."""
     gateway = Gateway()
     server = grpc.server(ThreadPoolExecutor(4))
     for context in api.SERVICES:
         methods = {method.name: gateway.handler(context, method) for method in api._methods(context)}
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(api._service(context), methods)])
-    port = server.add_insecure_port("127.0.0.1:0")
+    if tls is None:
+        gateway.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    else:
+        credentials = grpc.ssl_server_credentials([(tls.key.read_bytes(), tls.certificate.read_bytes())])
+        gateway.address = f"https://127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
     server.start()
-    gateway.address = f"http://127.0.0.1:{port}"
     try:
         yield gateway
     finally:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import socket
 import stat
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from libs import errors
-from services.cli import options
+from services.cli import doctor, options
 from services.cli.failures import Exit, Failure
 from services.cli.profiles import Address, Profile, Profiles
-from tests.support.cli import KEY, REQUEST_ID, Gateway, Terminal
+from tests.support.certificates import Authority
+from tests.support.cli import KEY, REQUEST_ID, Gateway, Terminal, serving
 
 SECRET = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----"
 
@@ -205,6 +206,23 @@ def test_nobody_there_is_said_without_noise(nobody: Terminal) -> None:
         nobody.sign_in(url)
         done = nobody.run("usage")
     assert done.exit_code == 6 and f"error: No answer from {url}." in done.stderr
+
+
+def test_over_tls_the_server_is_known_or_nothing_is_sent(nobody: Terminal, tmp_path: Path) -> None:
+    authority, stranger = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
+    with serving(authority.issue("gateway", address="127.0.0.1")) as gateway:
+        gateway.answers["tenant.GetCaller"] = {"tenant_id": "acme", "role": "ADMIN"}
+        for trusted in ([], ["--ca-file", str(stranger.certificate)]):
+            refused = nobody.run("login", gateway.address, *trusted, stdin=KEY)
+            assert refused.exit_code == 6 and not gateway.calls, refused.output
+        trusted = ["--ca-file", str(authority.certificate)]
+        assert nobody.run("login", gateway.address, *trusted, stdin=KEY).exit_code == 0
+        assert nobody.run("usage").exit_code == 0
+        certificate = doctor._certificate("127.0.0.1", Address.parse(gateway.address).port, "", datetime.now(UTC))
+        assert certificate.verdict == "FAIL" and "--ca-file" in certificate.fix
+        ours = str(authority.certificate)
+        soon = doctor._certificate("127.0.0.1", Address.parse(gateway.address).port, ours, datetime.now(UTC))
+        assert (soon.verdict, soon.fix) == ("WARN", "Renew it."), soon
 
 
 def test_a_read_is_tried_again_and_a_write_without_an_identity_is_not(gateway: Gateway, acme: Terminal) -> None:
