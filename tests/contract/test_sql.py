@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -125,16 +125,22 @@ def language(compiled: None) -> Any:
 
 @pytest.fixture(scope="session")
 def catalog(language: Any) -> Any:
+    return catalog_of(language, {})
+
+
+def catalog_of(language: Any, more: Mapping[str, Iterable[SchemaField]]) -> Any:
+    """All tables of ``libs/tables``, and others."""
     from zetasql.api import CatalogBuilder, TableBuilder
     from zetasql.types import ZetaSQLBuiltinFunctionOptions
 
+    folders = [folder.name for folder in sorted((ROOT / "libs/tables").iterdir()) if folder.is_dir()]
+    known = {schema.name: schema.fields for folder in folders for schema in tables.group(folder)}
     builder = CatalogBuilder("warehouse")
-    for folder in sorted((ROOT / "libs/tables").iterdir()):
-        for schema in tables.group(folder.name) if folder.is_dir() else ():
-            table = TableBuilder(schema.name)
-            for column in schema.fields:
-                table.add_column(column.name, column_type(column))
-            builder.add_table(table.build())
+    for name, columns in {**known, **more}.items():
+        table = TableBuilder(name)
+        for column in columns:
+            table.add_column(column.name, column_type(column))
+        builder.add_table(table.build())
     return builder.with_builtin_functions(ZetaSQLBuiltinFunctionOptions(language_options=language)).build()
 
 

@@ -9,21 +9,31 @@ CREATE OR REPLACE TABLE {target}
 OPTIONS (expiration_timestamp = TIMESTAMP_ADD(CURRENT_TIMESTAMP(), INTERVAL 24 HOUR))
 AS
 WITH
+keyed AS (
+  SELECT
+    o.*,
+    TO_JSON_STRING(STRUCT(o.controls AS controls, o.standards AS standards, o.requirements AS requirements)) AS lists
+  FROM {observations} AS o
+),
+-- Findings of one check share their lists: each of these is sorted once.
 sorted AS (
   SELECT
+    k.lists AS lists,
+    ARRAY(SELECT DISTINCT v FROM UNNEST(JSON_VALUE_ARRAY(k.lists, '$.controls')) AS v ORDER BY v) AS controls,
+    ARRAY(SELECT DISTINCT v FROM UNNEST(JSON_VALUE_ARRAY(k.lists, '$.standards')) AS v ORDER BY v) AS standards,
+    ARRAY(SELECT DISTINCT v FROM UNNEST(JSON_VALUE_ARRAY(k.lists, '$.requirements')) AS v ORDER BY v) AS requirements
+  FROM (SELECT DISTINCT i.lists AS lists FROM keyed AS i) AS k
+),
+identified AS (
+  SELECT
+    o.* EXCEPT (controls, standards, requirements, lists),
     TO_HEX(SHA256(TO_JSON_STRING([
       @provider, @template, IFNULL(o.check_uid, ''), IFNULL(o.account_uid, ''), IFNULL(o.region, ''),
       IF(@provider = 'azure', LOWER(IFNULL(o.resource_uid, '')), IFNULL(o.resource_uid, '')), IFNULL(o.variant, '')
     ]))) AS finding_uid,
-    o.check_uid, o.account_uid, o.region, o.resource_uid, o.variant, o.status, o.status_code, o.status_detail,
-    o.suppression, o.severity, o.title, o.description, o.service,
-    ARRAY(SELECT DISTINCT c FROM UNNEST(o.controls) AS c ORDER BY c) AS controls,
-    ARRAY(SELECT DISTINCT s FROM UNNEST(o.standards) AS s ORDER BY s) AS standards,
-    ARRAY(SELECT DISTINCT r FROM UNNEST(o.requirements) AS r ORDER BY r) AS requirements,
-    o.account_name, o.organization_uid, o.cloud_partition, o.resource_name, o.resource_type, o.remediation,
-    o.remediation_references, o.product_name, o.product_vendor, o.product_version, o.source_uid, o.observed_at,
-    o.raw_data
-  FROM {observations} AS o
+    k.controls, k.standards, k.requirements
+  FROM keyed AS o
+  JOIN sorted AS k ON k.lists = o.lists
 )
 SELECT
   s.finding_uid AS finding_uid,
@@ -66,7 +76,7 @@ SELECT
   s.source_uid AS source_uid,
   s.observed_at AS observed_at,
   PARSE_JSON(s.raw_data, wide_number_mode => 'round') AS raw_data
-FROM sorted AS s
+FROM identified AS s
 WHERE TRUE
 QUALIFY ROW_NUMBER() OVER (
   PARTITION BY s.finding_uid

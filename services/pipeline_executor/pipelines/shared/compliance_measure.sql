@@ -19,15 +19,23 @@ observed AS (
       IFNULL(o.severity, '') NOT IN ('UNKNOWN', 'INFORMATIONAL', 'LOW', 'MEDIUM', 'HIGH', 'CRITICAL', 'FATAL')
     ) AS unknown_severity,
     COUNTIF(o.suppression NOT IN ('MUTED', 'EXEMPT')) AS unknown_suppression,
-    COUNTIF(o.observed_at IS NULL OR o.raw_data IS NULL OR IFNULL(o.product_name, '') = '') AS incomplete,
-    COUNTIF(
-      EXISTS (
-        SELECT 1 FROM UNNEST(o.requirements) AS q
-        WHERE NOT EXISTS (SELECT 1 FROM UNNEST(o.standards) AS s WHERE STARTS_WITH(q, CONCAT(s, '/')))
-      )
-    ) AS requirements_without_standard
+    COUNTIF(o.observed_at IS NULL OR o.raw_data IS NULL OR IFNULL(o.product_name, '') = '') AS incomplete
   FROM {observations} AS o
   GROUP BY 1
+),
+-- Findings of one check share their lists: each of these is looked at once.
+listed AS (
+  SELECT
+    COUNTIF((
+      SELECT COUNT(*)
+      FROM UNNEST(JSON_VALUE_ARRAY(k.lists, '$.requirements')) AS q
+      WHERE (SELECT COUNTIF(STARTS_WITH(q, CONCAT(v, '/'))) FROM UNNEST(JSON_VALUE_ARRAY(k.lists, '$.standards')) AS v) = 0
+    ) > 0) AS requirements_without_standard
+  FROM (
+    SELECT DISTINCT
+      TO_JSON_STRING(STRUCT(s.standards AS standards, s.requirements AS requirements)) AS lists
+    FROM {rows} AS s
+  ) AS k
 ),
 scopes AS (
   SELECT
@@ -74,12 +82,14 @@ drops AS (
 )
 SELECT
   o.status_code, o.row_count, o.without_check, o.without_account, o.without_resource, o.unknown_status,
-  o.unknown_severity, o.unknown_suppression, o.incomplete, o.requirements_without_standard,
+  o.unknown_severity, o.unknown_suppression, o.incomplete,
+  IF(f.status_code IS NULL, 0, l.requirements_without_standard) AS requirements_without_standard,
   IF(f.status_code IS NULL, 0, f.row_count - (SELECT COUNT(*) FROM {rows} AS s)) AS duplicates,
   IF(f.status_code IS NULL, 0, d.vanished_many) AS vanished_many,
   IF(f.status_code IS NULL, 0, d.vanished_most) AS vanished_most,
   IF(f.status_code IS NULL, 0, d.absent_accounts) AS absent_accounts
 FROM observed AS o
 CROSS JOIN drops AS d
+CROSS JOIN listed AS l
 LEFT JOIN (SELECT MIN(a.status_code) AS status_code, SUM(a.row_count) AS row_count FROM observed AS a) AS f
   ON f.status_code = o.status_code

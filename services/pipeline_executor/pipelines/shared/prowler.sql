@@ -21,27 +21,44 @@ named AS (
     COALESCE(JSON_VALUE(r.j, '$.metadata.event_code'), JSON_VALUE(r.j, '$.CHECK_ID')) AS check_uid,
     UPPER(COALESCE(JSON_VALUE(r.j, '$.status_code'), JSON_VALUE(r.j, '$.STATUS'))) AS status_code,
     UPPER(COALESCE(JSON_VALUE(r.j, '$.severity'), JSON_VALUE(r.j, '$.SEVERITY'))) AS severity,
-    JSON_QUERY(r.j, '$.unmapped.compliance') AS frameworks,
-    SPLIT(NULLIF(JSON_VALUE(r.j, '$.COMPLIANCE'), ''), ' | ') AS listed,
+    IFNULL(
+      TO_JSON_STRING(JSON_QUERY(r.j, '$.unmapped.compliance')), IFNULL(JSON_VALUE(r.j, '$.COMPLIANCE'), '')
+    ) AS frameworks,
     SAFE_CAST(JSON_VALUE(r.j, '$.time') AS INT64) AS epoch
   FROM records AS r
+),
+-- Findings of one check share their frameworks: each of these texts is taken apart once.
+mapped AS (
+  SELECT
+    m.frameworks AS frameworks,
+    m.requirements AS requirements,
+    ARRAY(SELECT DISTINCT SUBSTR(q, 1, STRPOS(q, '/') - 1) FROM UNNEST(m.requirements) AS q) AS standards
+  FROM (
+    SELECT
+      k.frameworks AS frameworks,
+      IF(
+        STARTS_WITH(k.frameworks, '{'),
+        ARRAY(
+          SELECT CONCAT(f, '/', v)
+          FROM UNNEST(REGEXP_EXTRACT_ALL(k.frameworks, r'"([^"]+)":\[')) AS f,
+            UNNEST(JSON_VALUE_ARRAY(PARSE_JSON(IF(STARTS_WITH(k.frameworks, '{'), k.frameworks, '{}'))[f])) AS v
+        ),
+        ARRAY(
+          SELECT CONCAT(SPLIT(f, ': ')[OFFSET(0)], '/', v)
+          FROM UNNEST(SPLIT(k.frameworks, ' | ')) AS f, UNNEST(SPLIT(SUBSTR(f, STRPOS(f, ': ') + 2), ', ')) AS v
+          WHERE STRPOS(f, ': ') > 0
+        )
+      ) AS requirements
+    FROM (SELECT DISTINCT i.frameworks AS frameworks FROM named AS i) AS k
+  ) AS m
 ),
 matched AS (
   SELECT
     r.*,
-    IF(
-      r.frameworks IS NOT NULL,
-      ARRAY(
-        SELECT CONCAT(k, '/', v)
-        FROM UNNEST(REGEXP_EXTRACT_ALL(TO_JSON_STRING(r.frameworks), r'"([^"]+)":\[')) AS k,
-          UNNEST(JSON_VALUE_ARRAY(r.frameworks[k])) AS v
-      ),
-      ARRAY(
-        SELECT CONCAT(SPLIT(f, ': ')[OFFSET(0)], '/', v)
-        FROM UNNEST(r.listed) AS f, UNNEST(SPLIT(SUBSTR(f, STRPOS(f, ': ') + 2), ', ')) AS v
-      )
-    ) AS requirements
+    k.requirements,
+    k.standards
   FROM named AS r
+  JOIN mapped AS k ON k.frameworks = r.frameworks
 )
 SELECT
   r.check_uid AS check_uid,
@@ -70,7 +87,7 @@ SELECT
   COALESCE(JSON_VALUE(r.j, '$.finding_info.desc'), JSON_VALUE(r.j, '$.DESCRIPTION')) AS description,
   COALESCE(JSON_VALUE(r.j, '$.resources[0].group.name'), JSON_VALUE(r.j, '$.SERVICE_NAME')) AS service,
   ARRAY(SELECT r.check_uid) AS controls,
-  ARRAY(SELECT SUBSTR(q, 1, STRPOS(q, '/') - 1) FROM UNNEST(r.requirements) AS q) AS standards,
+  r.standards AS standards,
   r.requirements AS requirements,
   NULLIF(COALESCE(JSON_VALUE(r.j, '$.cloud.account.name'), JSON_VALUE(r.j, '$.ACCOUNT_NAME')), '') AS account_name,
   NULLIF(COALESCE(JSON_VALUE(r.j, '$.cloud.org.uid'), JSON_VALUE(r.j, '$.ACCOUNT_ORGANIZATION_UID')), '')
