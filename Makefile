@@ -47,8 +47,8 @@ pictures: $(STAMP) ## the README's pictures of the two pages anew, in docs/pictu
 judge: $(STAMP) ## outside judges: focus-validator on FOCUS columns, the OCSF schema on findings (JUDGE=focus,ocsf picks)
 	@$(PYTHON) -m tests.judge
 
-chaos: $(STAMP) ## kill -9 of every process in mid-run, again and again
-	@$(PYTHON) -m pytest tests/e2e -m chaos $(PYTEST_ARGS)
+chaos: $(STAMP) ## two replicas each, load, rolling restarts, overload, faults; then every invariant (CHAOS_SECONDS=900 CHAOS_SEED=)
+	@$(PYTHON) -m tests.chaos
 
 lint: $(STAMP) ## formatting, types, import rules, contracts
 	@sh deploy/local/lint.sh

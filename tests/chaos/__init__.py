@@ -1,0 +1,1 @@
+"""Endurance: a stack of two replicas each under load and faults, then every invariant (``make chaos``)."""
