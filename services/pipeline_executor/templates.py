@@ -51,13 +51,14 @@ class PipelineStep:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A value a caller may give with a run."""
+    """A value a caller may give with a run; one of ``values`` if there are any."""
 
     name: str
     type: Literal["string", "integer", "boolean", "date"]
     required: bool
     default: str | int | bool | None
     description: str
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,9 @@ class Pipeline:
                 values[name] = _PARSERS[parameter.type](given[name])
             except ValueError:
                 bad.append(FieldViolation(f"parameters.{name}", f"must be a {parameter.type}."))
+                continue
+            if parameter.values and values[name] not in parameter.values:
+                bad.append(FieldViolation(f"parameters.{name}", f"must be one of {', '.join(parameter.values)}."))
         if bad:
             raise InvalidArgument(
                 "PARAMETERS_INVALID",
@@ -185,6 +189,7 @@ class _ParameterText(_Text):
     description: str = Field(min_length=1)
     required: bool = False
     default: str | int | bool | None = None
+    values: list[str] = Field(default_factory=list)
 
 
 class _StepText(_Text):
@@ -292,7 +297,9 @@ def _parameter(where: str, index: int, text: _ParameterText) -> Parameter:
             default = _PARSERS[text.type](default)
         except ValueError:
             raise TemplateInvalid(f"{where}: parameters.{index}.default: must be a {text.type}") from None
-    return Parameter(text.name, text.type, text.required, default, text.description)
+    if text.values and (text.type != "string" or (default is not None and default not in text.values)):
+        raise TemplateInvalid(f"{where}: parameters.{index}.values: must be strings and hold the default")
+    return Parameter(text.name, text.type, text.required, default, text.description, tuple(text.values))
 
 
 def _check_graph(where: str, steps: Sequence[PipelineStep]) -> None:

@@ -20,6 +20,7 @@ from services.pipeline_executor.providers import prowler
 from services.pipeline_executor.providers.extraction import Scope
 from services.pipeline_executor.run_context import SourceEndpoints
 from tests.conftest import Emulator
+from tests.support import compliance_apis
 from tests.support.compliance import ComplianceRuns, Planted, days, faults, finding, prowler_scan
 
 SAMPLES = Path(__file__).parents[1] / "support" / "data" / "prowler"
@@ -63,6 +64,12 @@ def made() -> Sequence[Planted]:
     ]
 
 
+def golden(dataset: str) -> Sequence[Planted]:
+    """Findings of every kind that an API has, and a day on which the second half of them is gone."""
+    items = [case.item for case in compliance_apis.GOLDEN[dataset]]
+    return [compliance_apis.scan(dataset, items), compliance_apis.scan(dataset, items[: len(items) // 2])]
+
+
 FORMS: dict[str, Form] = {
     **{
         f"{cloud} prowler, {'csv' if form == 'csv' else 'OCSF'}": Form(
@@ -72,6 +79,10 @@ FORMS: dict[str, Form] = {
         for form in ("ocsf.json", "csv")
     },
     "aws prowler, three days": Form("aws/compliance/prowler", made),
+    **{
+        f"{provider} {dataset}": Form(f"{provider}/compliance/{dataset}", lambda dataset=dataset: golden(dataset))
+        for dataset, provider in compliance_apis.PROVIDERS.items()
+    },
 }
 
 

@@ -92,7 +92,7 @@ def finding(
 class Planted:
     """A scan that is not read from anywhere: rows as its extractor leaves them, their statuses, and what it covers."""
 
-    rows: Sequence[Mapping[str, str]]
+    rows: Sequence[Mapping[str, Any]]
     statuses: Sequence[str]
     scopes: Sequence[Scope]
     schema: tuple[SchemaField, ...] = SCHEMA
@@ -117,9 +117,7 @@ class Planted:
     def leave(self, path: Path) -> StepResult:
         """Writes the rows as the extractor would."""
         with ParquetFile(path, self.schema) as target:
-            columns = [[row.get(column.name) for row in self.rows] for column in self.schema]
-            arrays = [pa.array(column, pa.string()) for column in columns]
-            target.write(pa.RecordBatch.from_arrays(arrays, schema=target.schema))
+            target.write(pa.RecordBatch.from_pylist(list(self.rows), schema=target.schema))
         extraction = Extraction(
             files=(path,),
             schema=self.schema,

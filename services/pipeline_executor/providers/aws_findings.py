@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Final
 import botocore.exceptions
 from pydantic import Field, StringConstraints, model_validator
 
-from libs import errors
+from libs import errors, logs
 from services.pipeline_executor.providers import aws_access
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.paging import CursorRefusedError, Listing, Page, Record, read
@@ -27,9 +27,12 @@ from services.pipeline_executor.run_context import Secret
 _REGION: Final = r"^[a-z]{2}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$"
 _PAGE: Final = 100
 _RULES: Final = 25
+# Findings without any of them are no findings of compliance.
+_STATUSES: Final = ("PASSED", "FAILED", "WARNING", "NOT_AVAILABLE")
 # GetFindings allows three requests a second.
 _PACE: Final = timedelta(seconds=0.34)
 
+_LOG = logs.get(__name__)
 _REJECTED = (
     "ExpiredToken|InvalidClientTokenId|UnrecognizedClient|SignatureDoesNotMatch|InvalidSignature|IncompleteSignature"
     "|MissingAuthenticationToken|AuthFailure|InvalidAccessKeyId|NotAuthorizedForSession"
@@ -67,7 +70,7 @@ class Source(SourceModel):
 class SecurityHubExtractor:
     """Extracts ``securityhub_findings``: findings in ASFF that have a compliance status.
 
-    Parameters: ``record_state``, ``product_name``.
+    Parameters: ``record_state``, ``product_name``, ``compliance_status``; each may be empty, for all of them.
     """
 
     source: ClassVar[type[SourceModel]] = Source
@@ -75,7 +78,8 @@ class SecurityHubExtractor:
 
     async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
         """Reads every page of every region."""
-        return await _read(request, secret, _SecurityHub, _PACE)
+        whole = request.parameters["record_state"] == "ACTIVE" and not request.parameters["compliance_status"]
+        return await _read(request, secret, _SecurityHub, _PACE, complete=whole)
 
 
 class ConfigExtractor:
@@ -86,22 +90,27 @@ class ConfigExtractor:
 
     async def extract(self, request: ExtractRequest, secret: Secret) -> Extraction:
         """Reads every rule's every page, in every region."""
-        return await _read(request, secret, _Config, timedelta(0))
+        return await _read(request, secret, _Config, timedelta(0), complete=True)
 
 
 async def _read(
-    request: ExtractRequest, secret: Secret, kind: Callable[[_Access, Mapping[str, Any]], Any], pace: timedelta
+    request: ExtractRequest,
+    secret: Secret,
+    kind: Callable[[_Access, Mapping[str, Any]], Any],
+    pace: timedelta,
+    *,
+    complete: bool,
 ) -> Extraction:
     source = read_source(Source, request.source)
     refuse_stand_in(source.endpoint_url, request.endpoints)
-
-    def connect() -> Any:
-        return kind(_Access(secret, source), request.parameters)
-
-    # A stand-in has no limits but those it says itself.
-    return await read(
-        Listing(scopes=source.every, connect=connect, pace=timedelta(0) if source.endpoint_url else pace), request
+    listing = Listing(
+        scopes=source.every,
+        connect=lambda: kind(_Access(secret, source), request.parameters),
+        complete=complete,
+        # A stand-in has no limits but those it says itself.
+        pace=timedelta(0) if source.endpoint_url else pace,
     )
+    return await read(listing, request)
 
 
 # ------------------------------------------------------------------------------------------------- access
@@ -165,6 +174,7 @@ def _failure(exc: botocore.exceptions.ClientError, code: str, service: str, regi
     answer: Mapping[str, Any] = exc.response.get("ResponseMetadata", {})
     status = int(answer.get("HTTPStatusCode", 0))
     where = f"{_NAMES[service]} in {region}"
+    _LOG.info("source_failed", source=service, region=region, status=status, code=code[:64])
     if re.search(_BUSY, code) or status == 429:
         after = answer.get("HTTPHeaders", {}).get("retry-after", "")
         return errors.Unavailable(
@@ -202,7 +212,7 @@ class _SecurityHub:
         wanted = {
             "RecordState": [parameters["record_state"]],
             "ProductName": [parameters["product_name"]],
-            "ComplianceStatus": ["PASSED", "FAILED", "WARNING", "NOT_AVAILABLE"],
+            "ComplianceStatus": [parameters["compliance_status"]] if parameters["compliance_status"] else _STATUSES,
         }
         self._filters = {
             name: [{"Value": value, "Comparison": "EQUALS"} for value in values]
@@ -223,8 +233,15 @@ class _SecurityHub:
             MaxResults=_PAGE,
             **({"NextToken": cursor} if cursor else {}),
         )
-        records = [Record((item.get("Compliance") or {}).get("Status"), item) for item in answer["Findings"]]
-        return Page(records, answer.get("NextToken") or None)
+        records = [
+            Record(
+                (item.get("Compliance") or {}).get("Status"),
+                item,
+                (str(item.get("AwsAccountId") or ""), str(item.get("Region") or scope)),
+            )
+            for item in answer["Findings"]
+        ]
+        return Page(records, answer.get("NextToken") or None, [(record.place[0], scope) for record in records])
 
 
 # ------------------------------------------------------------------------------------------------- Config
@@ -247,16 +264,18 @@ class _Config:
         at = json.loads(cursor) if cursor else {"rules": [], "results": None, "next": ""}
         if not at["rules"]:
             return Page((), self._rules(scope, at["next"]))
+        # arn:aws:config:<region>:<account>:config-rule/<id>
+        place = (at["rules"][0]["ConfigRule"]["ConfigRuleArn"].split(":")[4], scope)
         rule, answer = at["rules"][0], self._results(scope, at["rules"][0], at["results"])
         records = [
-            Record(item.get("ComplianceType"), {**rule, "EvaluationResult": item})
+            Record(item.get("ComplianceType"), {**rule, "EvaluationResult": item}, place)
             for item in answer["EvaluationResults"]
         ]
         at["results"] = answer.get("NextToken") or None
         if at["results"] is None:
             at["rules"] = at["rules"][1:]
         done = not at["rules"] and at["next"] is None
-        return Page(records, None if done else json.dumps(at))
+        return Page(records, None if done else json.dumps(at), [place])
 
     def _results(self, region: str, rule: Mapping[str, Any], token: str | None) -> Mapping[str, Any]:
         try:

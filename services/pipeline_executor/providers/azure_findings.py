@@ -15,13 +15,14 @@ from typing import Annotated, Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 from azure.core import exceptions as azure
-from azure.core.pipeline.policies import RedirectPolicy, RetryPolicy
+from azure.core.pipeline import policies
 from azure.identity import ClientSecretCredential
+from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
 from azure.mgmt.policyinsights import PolicyInsightsClient
 from azure.mgmt.security.v2021_06_01 import SecurityCenter
 from pydantic import Field, StringConstraints
 
-from libs import errors
+from libs import errors, logs
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.paging import CursorRefusedError, Listing, Page, Record, read
 from services.pipeline_executor.providers.source import SourceModel, refuse_stand_in
@@ -32,6 +33,7 @@ _AUTHORITY: Final = "https://login.microsoftonline.com"
 _MANAGER: Final = "https://management.azure.com"
 _GUID: Final = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _CONNECT_SECONDS: Final = 15
+_LOG = logs.get(__name__)
 _READ_SECONDS: Final = 60
 
 type _Id = Annotated[str, StringConstraints(pattern=f"^{_GUID}$")]
@@ -103,10 +105,14 @@ class _Access:
         )
         self._options: Mapping[str, Any] = {
             "base_url": self._manager,
-            "credential_scopes": [f"{_MANAGER}/.default"],
-            # Without its own retries, which would know nothing of a run that was cancelled.
-            "retry_policy": RetryPolicy.no_retries(),
-            "redirect_policy": RedirectPolicy.no_redirects(),
+            # Not the usual ones: those try again, which knows nothing of a run that was cancelled, follow redirects,
+            # and register a resource provider in the customer's subscription where one is missing.
+            "policies": [
+                policies.UserAgentPolicy(sdk_moniker="convergence"),
+                policies.ContentDecodePolicy(),
+                ARMChallengeAuthenticationPolicy(self._credential, f"{_MANAGER}/.default"),
+                policies.CustomHookPolicy(),
+            ],
             "connection_timeout": _CONNECT_SECONDS,
             "read_timeout": _READ_SECONDS,
         }
@@ -175,6 +181,7 @@ def _refused(exc: azure.ClientAuthenticationError) -> errors.Error:
 
 def _failure(exc: azure.HttpResponseError, where: str) -> errors.Error:
     status = exc.status_code or 0
+    _LOG.info("source_failed", source="azure", status=status, code=str(getattr(exc.error, "code", ""))[:64])
     if status == 429:
         after = str(getattr(exc.response, "headers", {}).get("Retry-After", ""))
         return errors.Unavailable(
@@ -216,7 +223,8 @@ class _Policy:
         answer = self._access.page(
             states.list_query_results_for_subscription, "latest", scope, cursor=cursor, where=scope
         )
-        return Page([Record(item.get("complianceState"), item) for item in answer.items], answer.following)
+        records = [Record(item.get("complianceState"), item, (scope, "")) for item in answer.items]
+        return Page(records, answer.following, [(scope, "")])
 
 
 # ------------------------------------------------------------------------------------------------- Defender
@@ -245,10 +253,11 @@ class _Defender:
             Record(
                 (item.get("properties", {}).get("status") or {}).get("code"),
                 {"assessment": item, "metadata": kinds.get(str(item.get("name")).lower())},
+                (scope, ""),
             )
             for item in answer.items
         ]
-        return Page(records, answer.following)
+        return Page(records, answer.following, [(scope, "")])
 
     def _metadata(self, scope: str) -> Iterator[Mapping[str, Any]]:
         listing = self._access.client(SecurityCenter, scope).assessments_metadata.list_by_subscription

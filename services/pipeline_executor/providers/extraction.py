@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,8 @@ class Inside:
 class ExtractRequest:
     """Which data set of the provider, for which UTC days (inclusive), from where, into which directory.
 
-    ``parameters`` are the template's, checked. ``keep_unknown``: whether columns nobody has announced are kept.
+    ``parameters`` are the template's, checked. ``keep_unknown``: whether columns nobody has announced are kept. ``now``
+    is when the try began.
     ``is_published(version)`` says whether these days stand published from exactly that version of the source.
     ``report(rows, bytes)`` takes the progress so far; it is called on the event loop.
     """
@@ -52,6 +53,7 @@ class ExtractRequest:
     inside: Inside
     keep_unknown: bool = True
     is_published: Callable[[str], bool] = lambda version: False
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)

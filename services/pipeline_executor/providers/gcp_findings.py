@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, Final
@@ -16,7 +17,7 @@ from google.protobuf import json_format
 from google.rpc import error_details_pb2
 from pydantic import Field
 
-from libs import errors
+from libs import errors, logs
 from services.pipeline_executor.providers import gcp_access
 from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
 from services.pipeline_executor.providers.paging import CursorRefusedError, Listing, Page, Record, read
@@ -26,6 +27,7 @@ from services.pipeline_executor.run_context import Secret, SourceEndpoints
 
 _SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
 _PAGE: Final = 1000
+_LOG = logs.get(__name__)
 _SECONDS: Final = 60.0
 _LARGEST: Final = 64 * 2**20
 
@@ -52,6 +54,8 @@ class FindingsExtractor:
         """Reads every page."""
         source = read_source(Source, request.source)
         refuse_stand_in(source.endpoint_url, request.endpoints)
+        if not re.fullmatch(r"[a-z][a-z0-9-]{1,40}", request.parameters["location"], re.ASCII):
+            raise errors.FailedPrecondition("SOURCE_INVALID", "parameters.location must be global, or such as eu.")
 
         def connect() -> _Findings:
             return _Findings(source, secret, request.parameters, request.endpoints)
@@ -101,7 +105,8 @@ class _Findings:
             failure = _failure(exc, scope)
         else:
             texts = [json_format.MessageToDict(item._pb) for item in answer.list_findings_results]
-            return Page([Record(_state(body), body) for body in texts], answer.next_page_token or None)
+            records = [Record(_state(body), body, (_account(body), "")) for body in texts]
+            return Page(records, answer.next_page_token or None)
         raise failure
 
 
@@ -110,7 +115,14 @@ def _state(body: Mapping[str, Any]) -> str | None:
     return state
 
 
+def _account(body: Mapping[str, Any]) -> str:
+    """The project, folder or organisation that the resource is nearest to: what ``scc.sql`` calls its account."""
+    name = str(body.get("finding", {}).get("canonicalName", ""))
+    return ([*name.split("/"), ""])[1]
+
+
 def _failure(exc: Exception, parent: str) -> errors.Error:
+    _LOG.info("source_failed", source="scc", kind=type(exc).__name__)
     match exc:
         case auth.TransportError():
             return _unavailable()

@@ -30,7 +30,7 @@ import pyarrow as pa
 from google.cloud.bigquery import SchemaField
 
 from libs import errors
-from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
+from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest, Scope
 from services.pipeline_executor.providers.parquet import ParquetFile
 from services.pipeline_executor.providers.worker import in_thread
 from services.pipeline_executor.retry import Retry, pause
@@ -38,27 +38,32 @@ from services.pipeline_executor.retry import Retry, pause
 SCHEMA: Final = (
     SchemaField("scope", "STRING", "REQUIRED"),
     SchemaField("status", "STRING", "NULLABLE"),
+    SchemaField("read_at", "TIMESTAMP", "REQUIRED"),
     SchemaField("record", "STRING", "REQUIRED"),
 )
 _PROGRESS = "progress.json"
 _CALLS = Retry(attempts=8, base=timedelta(seconds=1), cap=timedelta(seconds=60))
 _LONGEST_WAIT = timedelta(minutes=2)
+# A run for yesterday may have waited over midnight.
+_LATEST = timedelta(days=2)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the provider says of one finding: its word for how it stands, and all of it."""
+    """What the provider says of one finding: its word for how it stands, all of it, and of which account and region."""
 
     status: str | None
     body: Any
+    place: tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer, and the position behind it; None after the last."""
+    """One answer, and the position behind it; None after the last. ``places`` were looked at, whatever was found."""
 
     records: Sequence[Record]
     cursor: str | None
+    places: Sequence[tuple[str, str]] = ()
 
 
 class CursorRefusedError(Exception):
@@ -85,16 +90,25 @@ class Api(Protocol):
 class Listing:
     """What is read: the scopes (regions, subscriptions, …), one after another, and how to sign in.
 
-    ``connect`` is called again when the session has ended. ``pace`` is the shortest time between two requests.
+    ``complete`` says that nothing was left out on purpose. ``connect`` is called again when the session has ended.
+    ``pace`` is the shortest time between two requests.
     """
 
     scopes: Sequence[str]
     connect: Callable[[], Api]
+    complete: bool = True
     pace: timedelta = timedelta(0)
 
 
 async def read(listing: Listing, request: ExtractRequest) -> Extraction:
-    """Reads every page that no earlier try of this step has read; ``errors`` and cancellation leave the pages read."""
+    """Reads every page that no earlier try of this step has read; ``errors`` and cancellation leave the pages read.
+
+    Raises ``FailedPrecondition(SOURCE_HAS_NO_PAST)`` for a day that is over: an API says how things stand now.
+    """
+    if not timedelta(0) <= request.now.astimezone(UTC).date() - request.start_date <= _LATEST:
+        raise errors.FailedPrecondition(
+            "SOURCE_HAS_NO_PAST", "This source says how things stand now: run it for today or yesterday."
+        )
     loop = asyncio.get_running_loop()
     identity = hashlib.sha256(
         json.dumps([request.dataset, list(listing.scopes), dict(request.source), dict(request.parameters)]).encode()
@@ -111,8 +125,13 @@ async def read(listing: Listing, request: ExtractRequest) -> Extraction:
         rows=pages.rows,
         bytes=pages.bytes,
         started=pages.started,
-        totals={status: {"row_count": Decimal(count)} for status, count in pages.counts.items()},
-        details={"scopes": list(listing.scopes), "pages": pages.pages, "pages_of_earlier_tries": reading.found},
+        totals={status: {"row_count": Decimal(count)} for status, count in sorted(pages.counts.items())},
+        scopes=tuple(Scope(account, region, listing.complete) for account, region in sorted(pages.places)),
+        details={
+            "scopes": list(listing.scopes),
+            "pages": pages.pages,
+            "pages_of_earlier_tries": reading.found,
+        },
     )
 
 
@@ -220,6 +239,7 @@ class _Pages:
         self.started = datetime.now(UTC)
         self.files: list[str] = []
         self.counts: dict[str, int] = {}
+        self.places: set[tuple[str, str]] = set()
         self.pages = self.rows = self.bytes = 0
 
     def find(self) -> None:
@@ -234,6 +254,7 @@ class _Pages:
         self.started = datetime.fromisoformat(found["started"])
         self._cursors.update(found["cursors"])
         self.files, self.counts = found["files"], found["counts"]
+        self.places = {(account, region) for account, region in found["places"]}
         self.pages, self.rows, self.bytes = found["pages"], found["rows"], found["bytes"]
 
     def clear(self) -> None:
@@ -267,6 +288,8 @@ class _Pages:
             for record in page.records:
                 status = record.status or ""
                 self.counts[status] = self.counts.get(status, 0) + 1
+                self.places.add(record.place)
+            self.places.update(page.places)
             self._cursors[scope] = page.cursor
             self.pages += 1
             self.rows += len(page.records)
@@ -288,6 +311,7 @@ class _Pages:
             "cursors": self._cursors,
             "files": self.files,
             "counts": self.counts,
+            "places": sorted(self.places),
             "pages": self.pages,
             "rows": self.rows,
             "bytes": self.bytes,
@@ -306,6 +330,7 @@ def _batch(scope: str, records: Sequence[Record], schema: pa.Schema) -> pa.Recor
     columns: Mapping[str, list[Any]] = {
         "scope": [scope] * len(texts),
         "status": [record.status for record in records],
+        "read_at": [datetime.now(UTC)] * len(texts),
         "record": texts,
     }
     return pa.RecordBatch.from_pydict(columns, schema=schema)

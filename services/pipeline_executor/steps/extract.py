@@ -76,6 +76,7 @@ class Extract:
             report=context.report,
             inside=Inside(run.warehouse, run.tenant_id, context.staging.table(f"{context.step_name}_inside")),
             keep_unknown=self._config.schema_drift != "discard",
+            now=run.now(),
         )
         published, secret = await asyncio.gather(_published(context), run.open_credential())
         if published is not None:

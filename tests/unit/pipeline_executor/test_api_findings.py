@@ -3,87 +3,67 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date, timedelta
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
 
 from libs import errors
 from services.pipeline_executor.providers import EXTRACTORS, check_source, paging
-from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest
+from services.pipeline_executor.providers.extraction import Extraction, ExtractRequest, Inside
 from services.pipeline_executor.retry import Retry
 from services.pipeline_executor.run_context import Secret, SourceEndpoints
-from tests.support import cloud_apis as apis
-from tests.support.billing import service_account_key
-from tests.support.certificates import Authority
-from tests.support.cloud_apis import Item, Listing, RefusedError
+from services.pipeline_executor.templates import Templates
+from tests.support.cloud_apis import Item, RefusedError
+from tests.support.compliance_apis import (
+    ACCOUNT,
+    DATASETS,
+    PRINCIPAL,
+    RULE,
+    SUBSCRIPTION,
+    Served,
+    asff,
+    evaluation,
+    serving,
+)
 from tests.support.stack import until
 
-ACCOUNT = "subscription"
-SUBSCRIPTION = "0b06d9ea-afe6-4779-bd59-30e5c2d9d13f"
-ROLE = {"role_arn": "arn:aws:iam::123456789012:role/convergence", "external_id": "cvg-0001"}
-PRINCIPAL = {
-    "client_id": "11111111-2222-3333-4444-555555555555",
-    "client_secret": "a-good-secret",
-    "azure_tenant_id": "99999999-8888-7777-6666-555555555555",
-}
-RULE = {
-    "ConfigRule": {
-        "ConfigRuleName": "encrypted-volumes",
-        "ConfigRuleArn": "arn:aws:config:eu-west-1:123456789012:config-rule/config-rule-1",
-    },
-    "Compliance": {"ComplianceType": "NON_COMPLIANT"},
-}
+TEMPLATES = Templates.load()
+TODAY = datetime(2025, 11, 17, 5, tzinfo=UTC)
 
 
 @dataclass
-class Api:
+class Api(Served):
     """One API with a listing behind it, and a tenant's step that reads it."""
 
-    provider: str
-    dataset: str
-    scope: str
-    secret: Mapping[str, Any] = field(repr=False)
-    listing: Listing
-    make: Any
     directory: Path
-    source: dict[str, Any] = field(default_factory=dict)
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-    def fill(self, pages: int, size: int = 3) -> list[Item]:
-        """Lists so many pages under the API's one scope; what they hold."""
-        items = [[self.make(page * size + at) for at in range(size)] for page in range(pages)]
-        self.listing.pages[self.scope] = list(items)
-        return [item for page in items for item in page]
 
     async def extract(self, **changes: Any) -> Extraction:
         """One try of the step."""
         self.directory.mkdir(exist_ok=True)
         source = check_source(self.provider, [self.dataset], {**self.source, **changes.pop("source", {})})
+        parameters = TEMPLATES.get(*self.pipeline.split("/")).check_parameters(changes.pop("parameters", {}))
         request: dict[str, Any] = {
             "dataset": self.dataset,
-            "start_date": date(2025, 11, 17),
-            "end_date": date(2025, 11, 17),
+            "start_date": TODAY.date(),
+            "end_date": TODAY.date(),
             "source": source,
-            "parameters": self.parameters,
+            "parameters": parameters,
             "directory": self.directory,
             "platform_project": "local",
             "endpoints": SourceEndpoints("http://127.0.0.1:1"),
             "report": lambda rows, size: None,
+            "inside": cast(Inside, None),
+            "now": TODAY,
         }
         secret = Secret(changes.pop("secret", self.secret))
         return await EXTRACTORS[self.provider][self.dataset].extract(ExtractRequest(**{**request, **changes}), secret)
-
-    def asked(self) -> list[int]:
-        """The pages of its scope that were asked for, in order."""
-        return [page for scope, page in self.listing.asked if scope == self.scope]
 
 
 def rows(extraction: Extraction) -> list[dict[str, Any]]:
@@ -96,89 +76,22 @@ def records(extraction: Extraction) -> list[Any]:
     return [item.get("EvaluationResult", item.get("assessment", item)) for item in found]
 
 
-def securityhub(number: int) -> Item:
-    status = ("PASSED", "FAILED", "WARNING", "NOT_AVAILABLE")[number % 4]
-    # A member that no client library knows, and a number that no double holds exactly.
-    return {"Id": f"finding/{number}", "Compliance": {"Status": status}, "NewHere": {"π": 1.1, "none": None}}
-
-
-def evaluation(number: int) -> Item:
-    qualifier = {
-        "ConfigRuleName": "encrypted-volumes",
-        "ResourceType": "AWS::EC2::Volume",
-        "ResourceId": f"vol-{number}",
-    }
-    return {
-        "EvaluationResultIdentifier": {"EvaluationResultQualifier": qualifier, "OrderingTimestamp": 1763337600.123},
-        "ComplianceType": ("COMPLIANT", "NON_COMPLIANT", "NOT_APPLICABLE")[number % 3],
-        "ResultRecordedTime": 1763337600.5,
-    }
-
-
-def state(number: int) -> Item:
-    return {
-        "resourceId": f"/subscriptions/{SUBSCRIPTION}/resourceGroups/r/providers/Microsoft.Compute/disks/{number}",
-        "policyDefinitionId": "/providers/microsoft.authorization/policydefinitions/1",
-        "complianceState": ("Compliant", "NonCompliant", "Exempt", "Conflict", "Unknown", "Error")[number % 6],
-        "timestamp": "2025-11-17T04:00:00.1234567Z",
-        "newHere": True,
-    }
-
-
-def assessment(number: int) -> Item:
-    return {
-        "id": f"/subscriptions/{SUBSCRIPTION}/x/{number}/providers/Microsoft.Security/assessments/KIND-1",
-        "name": "KIND-1",
-        "properties": {"status": {"code": ("Healthy", "Unhealthy", "NotApplicable")[number % 3]}, "newHere": 1},
-    }
-
-
-def finding(number: int) -> Item:
-    name = f"organizations/123/sources/5/locations/global/findings/{number:06d}"
-    finding = {"name": name, "canonicalName": name, "state": ("ACTIVE", "INACTIVE")[number % 2], "mute": "UNMUTED"}
-    return {"finding": {**finding, "eventTime": "2025-11-17T04:00:00Z"}, "resource": {"name": f"//vm/{number}"}}
-
-
-@contextlib.contextmanager
-def opened(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    listing, directory = Listing(), tmp_path / "extract"
-    match dataset:
-        case "securityhub_findings":
-            with apis.security_hub(listing) as address:
-                parameters = {"record_state": "ACTIVE", "product_name": "Security Hub"}
-                source = {"regions": ["eu-west-1"], "endpoint_url": address}
-                yield Api("aws", dataset, "eu-west-1", ROLE, listing, securityhub, directory, source, parameters)
-        case "config_rules":
-            key = {"access_key_id": "AKIAIOSFODNN7EXAMPLE", "secret_access_key": "s" * 40}
-            listing.pages["rules"] = [[RULE]]
-            with apis.aws_config(listing) as address:
-                source = {"region": "eu-west-1", "endpoint_url": address}
-                yield Api("aws", dataset, "encrypted-volumes", key, listing, evaluation, directory, source)
-        case "policy_states" | "defender_assessments":
-            authority = Authority(tmp_path / "tls")
-            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.certificate))
-            listing.pages["metadata"] = [[{"name": "other"}], [{"name": "kind-1", "properties": {"severity": "High"}}]]
-            make = state if dataset == "policy_states" else assessment
-            with apis.resource_manager(listing, authority) as address:
-                source = {"subscription_ids": [SUBSCRIPTION.upper()], "endpoint_url": address}
-                yield Api("azure", dataset, SUBSCRIPTION, PRINCIPAL, listing, make, directory, source)
-        case "scc_findings":
-            with apis.security_center(listing) as address:
-                source = {"parent": "organizations/123", "endpoint_url": address}
-                parameters = {"location": "global"}
-                secret = service_account_key("acme-prod")
-                yield Api("gcp", dataset, "organizations/123", secret, listing, finding, directory, source, parameters)
-
-
-DATASETS = ["securityhub_findings", "config_rules", "policy_states", "defender_assessments", "scc_findings"]
+PLACES = {"aws": (ACCOUNT, "eu-west-1"), "azure": (SUBSCRIPTION, ""), "gcp": ("4711", "")}
 every_api = pytest.mark.parametrize("api", DATASETS, indirect=True)
 
 
 @pytest.fixture
 def api(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     monkeypatch.setattr(paging, "_CALLS", Retry(3, timedelta(milliseconds=1), timedelta(milliseconds=2)))
-    with opened(request.param, tmp_path, monkeypatch) as made:
-        yield made
+    with serving(request.param, tmp_path) as made:
+        yield Api(**vars(made), directory=tmp_path / "extract")
+
+
+def filled(api: Api, pages: int) -> list[Item]:
+    """Lists so many pages; what they hold."""
+    items = api.many(pages * 3)
+    api.fill(items)
+    return items
 
 
 def faults(times: int, status: int = 503, code: str = "ServiceUnavailable", **more: Any) -> list[RefusedError]:
@@ -196,7 +109,7 @@ async def refused(api: Api, reason: str, **changes: Any) -> errors.Error:
 
 @every_api
 async def test_every_page_is_read_once_as_the_provider_wrote_it(api: Api) -> None:
-    listed = api.fill(10)
+    listed = filled(api, 10)
     found = await api.extract()
     assert records(found) == listed
     assert api.asked() == list(range(10))
@@ -206,11 +119,13 @@ async def test_every_page_is_read_once_as_the_provider_wrote_it(api: Api) -> Non
         statuses[row["status"]] = statuses.get(row["status"], 0) + 1
     assert found.totals == {status: {"row_count": Decimal(count)} for status, count in statuses.items()}
     assert len(statuses) > 1
+    assert all(scope.complete for scope in found.scopes)
+    assert [(scope.account_uid, scope.region) for scope in found.scopes] == [PLACES[api.provider]]
 
 
 @every_api
 async def test_a_source_that_dies_at_page_7_of_10_is_read_on_from_there(api: Api) -> None:
-    listed = api.fill(10)
+    listed = filled(api, 10)
     api.listing.faults[(api.scope, 6)] = faults(3)
     failure = await refused(api, "SOURCE_UNAVAILABLE")
     assert failure.retryable
@@ -222,11 +137,12 @@ async def test_a_source_that_dies_at_page_7_of_10_is_read_on_from_there(api: Api
     assert len(found.files) == 2
     assert found.details["pages_of_earlier_tries"] >= 6
     assert sum(measures["row_count"] for measures in found.totals.values()) == found.rows == 30
+    assert [(scope.account_uid, scope.region) for scope in found.scopes] == [PLACES[api.provider]]
 
 
 @every_api
 async def test_a_position_that_is_lost_between_tries_begins_anew_and_doubles_nothing(api: Api) -> None:
-    listed = api.fill(10)
+    listed = filled(api, 10)
     api.listing.faults[(api.scope, 6)] = faults(3)
     await refused(api, "SOURCE_UNAVAILABLE")
     api.listing.generation += 1
@@ -239,18 +155,18 @@ async def test_a_position_that_is_lost_between_tries_begins_anew_and_doubles_not
 
 @every_api
 async def test_another_question_is_not_answered_with_pages_of_an_earlier_one(api: Api) -> None:
-    listed = api.fill(4)
+    listed = filled(api, 4)
     api.listing.faults[(api.scope, 2)] = faults(3)
     await refused(api, "SOURCE_UNAVAILABLE")
     api.listing.asked.clear()
-    found = await api.extract(parameters={**api.parameters, "more": "x"})
+    found = await api.extract(parameters={"accept_drop": True})
     assert api.asked() == [0, 1, 2, 3]
     assert records(found) == listed
 
 
 @every_api
 async def test_a_session_that_ends_is_begun_again(api: Api) -> None:
-    listed = api.fill(10)
+    listed = filled(api, 10)
     api.listing.session_pages = 5
     found = await api.extract()
     assert records(found) == listed
@@ -261,7 +177,7 @@ async def test_a_session_that_ends_is_begun_again(api: Api) -> None:
 
 @every_api
 async def test_a_throttled_call_waits_as_long_as_it_is_told(api: Api) -> None:
-    api.fill(3)
+    filled(api, 3)
     api.listing.faults[(api.scope, 1)] = faults(2, 429, "TooManyRequestsException", retry_after=0)
     if api.dataset in ("securityhub_findings", "policy_states", "scc_findings"):
         api.listing.faults[(api.scope, 2)] = faults(1, 429, "ThrottlingException", retry_after=1)
@@ -274,7 +190,7 @@ async def test_a_throttled_call_waits_as_long_as_it_is_told(api: Api) -> None:
 
 @every_api
 async def test_one_that_says_come_back_in_an_hour_is_left_to_the_step(api: Api) -> None:
-    api.fill(2)
+    filled(api, 2)
     api.listing.faults[(api.scope, 1)] = faults(1, 429, "ThrottlingException", retry_after=3600)
     failure = await refused(api, "SOURCE_THROTTLED")
     assert failure.retry_after == timedelta(hours=1)
@@ -283,7 +199,7 @@ async def test_one_that_says_come_back_in_an_hour_is_left_to_the_step(api: Api) 
 
 @every_api
 async def test_a_scope_that_may_not_be_read_ends_the_run(api: Api) -> None:
-    api.fill(3)
+    filled(api, 3)
     api.listing.faults[(api.scope, 1)] = faults(1, 403, "AccessDeniedException")
     assert not (await refused(api, "SOURCE_ACCESS_DENIED")).retryable
 
@@ -291,7 +207,7 @@ async def test_a_scope_that_may_not_be_read_ends_the_run(api: Api) -> None:
 @every_api
 async def test_a_run_that_is_cancelled_leaves_no_thread_behind(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paging, "_CALLS", Retry(8, timedelta(seconds=60), timedelta(seconds=60)))
-    api.fill(3)
+    filled(api, 3)
     api.listing.faults[(api.scope, 1)] = faults(1, 429, "ThrottlingException", retry_after=60)
     task = asyncio.create_task(api.extract())
     await asyncio.to_thread(until, lambda: (api.scope, 1) in api.listing.asked, bool, timeout=30, what="page 1")
@@ -314,8 +230,8 @@ async def test_a_revoked_principal_is_told_apart(api: Api) -> None:
 
 @pytest.mark.parametrize("api", ["securityhub_findings"], indirect=True)
 async def test_regions_are_read_one_after_another_with_one_filter(api: Api) -> None:
-    api.fill(2)
-    api.listing.pages["us-east-1"] = [[securityhub(100)]]
+    filled(api, 2)
+    api.listing.pages["us-east-1"] = [[asff(100)]]
     found = await api.extract(source={"regions": ["us-east-1", "eu-west-1", "us-east-1"]})
     assert [row["scope"] for row in rows(found)] == ["us-east-1"] + ["eu-west-1"] * 6
     assert api.listing.filters[0] == {
@@ -328,6 +244,27 @@ async def test_regions_are_read_one_after_another_with_one_filter(api: Api) -> N
     api.listing.faults[("us-east-1", 0)] = faults(1, 401, "InvalidAccessException")
     api.directory = api.directory.with_name("other")
     assert "us-east-1" in (await refused(api, "SOURCE_NOT_FOUND", source={"regions": ["us-east-1"]})).message
+
+
+@pytest.mark.parametrize("api", ["securityhub_findings"], indirect=True)
+async def test_what_is_left_out_on_purpose_closes_nothing(api: Api) -> None:
+    filled(api, 1)
+    found = await api.extract(parameters={"compliance_status": "FAILED", "product_name": ""})
+    assert [scope.complete for scope in found.scopes] == [False]
+    assert api.listing.filters[-1] == {
+        "RecordState": [{"Value": "ACTIVE", "Comparison": "EQUALS"}],
+        "ComplianceStatus": [{"Value": "FAILED", "Comparison": "EQUALS"}],
+    }
+    with pytest.raises(errors.InvalidArgument, match="must be one of PASSED, FAILED"):
+        await api.extract(parameters={"compliance_status": "BROKEN"})
+
+
+@pytest.mark.parametrize("api", ["scc_findings"], indirect=True)
+async def test_a_day_that_is_over_cannot_be_read(api: Api) -> None:
+    filled(api, 1)
+    assert (await api.extract(now=TODAY + timedelta(days=1))).rows == 3
+    await refused(api, "SOURCE_HAS_NO_PAST", now=TODAY + timedelta(days=3))
+    await refused(api, "SOURCE_HAS_NO_PAST", now=TODAY - timedelta(days=1))
 
 
 @pytest.mark.parametrize("api", ["config_rules"], indirect=True)
@@ -351,14 +288,14 @@ async def test_rules_are_listed_in_pages_and_described(api: Api) -> None:
 
 @pytest.mark.parametrize("api", ["defender_assessments"], indirect=True)
 async def test_assessments_come_with_what_is_said_of_their_kind(api: Api) -> None:
-    api.fill(1, 2)
+    filled(api, 1)
     said = [json.loads(row["record"]) for row in rows(await api.extract())]
-    assert [item["metadata"]["properties"]["severity"] for item in said] == ["High", "High"]
+    assert [item["metadata"]["properties"]["severity"] for item in said] == ["High"] * 3
 
 
 @pytest.mark.parametrize("api", ["scc_findings"], indirect=True)
 async def test_misconfigurations_are_asked_for(api: Api) -> None:
-    api.fill(1)
+    filled(api, 1)
     await api.extract()
     assert api.listing.filters == ['findingClass="MISCONFIGURATION"']
 

@@ -220,10 +220,25 @@ def test_an_integer_is_a_whole_number(value: Any) -> None:
         pipeline.check_parameters({"label": "x", "limit": value})
 
 
+def test_a_parameter_may_be_one_of_a_few() -> None:
+    few = {"name": "state", "type": "string", "description": "d", "values": ["ON", "OFF"], "default": "ON"}
+    pipeline = parse("gcp/cost/test.yaml", yaml.safe_dump({**good(), "parameters": [few]}))
+    assert pipeline.check_parameters({}) == {"state": "ON"}
+    assert pipeline.check_parameters({"state": "OFF"}) == {"state": "OFF"}
+    with pytest.raises(errors.InvalidArgument, match="must be one of ON, OFF"):
+        pipeline.check_parameters({"state": "on"})
+
+
+def test_what_is_read_is_the_providers_own() -> None:
+    assert "gcp has no data set ['cost_export']" in refused(with_step(0, config={"dataset": "cost_export"}))
+
+
 def test_parameters_of_a_template_make_sense() -> None:
     for parameter, text in [
         ({"name": "source", "type": "string", "description": "d"}, "source is every pipeline's"),
         ({"name": "a", "type": "string", "description": "d", "required": True, "default": "x"}, "has none"),
         ({"name": "a", "type": "integer", "description": "d", "default": "x"}, "must be a integer"),
+        ({"name": "a", "type": "string", "description": "d", "values": ["x"], "default": "y"}, "hold the default"),
+        ({"name": "a", "type": "integer", "description": "d", "values": ["1"]}, "must be strings"),
     ]:
         assert text in refused({**good(), "parameters": [parameter]})
