@@ -1,8 +1,8 @@
 -- One row per row of {rows} (those of <provider>_cost_focus), in the columns of focus_cost_and_usage.
 -- Parameters: @provider, @domain, @template, @pipeline_logging_id STRING. {target} is the staging table made. Replaces
 -- it, so it may run again.
--- Costs are the provider's own: BilledCost and EffectiveCost to nine digits, value by value. What an export leaves empty
--- or writes otherwise than FOCUS asks for is mended here, and each mending is named in x_SourceChanges:
+-- Costs are the provider's own: BilledCost and EffectiveCost to nine digits, value by value. What an export leaves
+-- empty or writes otherwise than FOCUS asks for is mended here, and each mending is named in x_SourceChanges:
 -- Microsoft leaves ServiceName empty for purchases, ContractedCost and ListCost zero for reservations, and InvoiceId in
 -- a column of its own; AWS leaves prices, PricingUnit and SKUs empty for some services; Google's first form has values
 -- in lower case and the last day as BillingPeriodEnd. Exports of 1.0 lack what came later.
