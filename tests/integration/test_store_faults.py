@@ -47,7 +47,9 @@ def aws(warehouse: Warehouse, bigquery_emulator: Emulator, tmp_path_factory: pyt
 
 @pytest.fixture(scope="module")
 def azure(aws: AwsRuns, tmp_path_factory: pytest.TempPathFactory) -> AzureRuns:
-    made = AzureRuns(aws.warehouse, aws.tenant_id, aws.endpoints, tmp_path_factory.mktemp("staging"), template="focus")
+    made = AzureRuns(
+        aws.warehouse, TenantId("stormy_too"), aws.endpoints, tmp_path_factory.mktemp("staging"), template="focus"
+    )
     asyncio.run(made.prepare())
     return made
 
