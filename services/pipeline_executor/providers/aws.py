@@ -1,9 +1,9 @@
 """Reads AWS: cost and usage reports (legacy and 2.0) and FOCUS exports in the customer's own bucket, by key or role.
 
 One run reads, of each billing period that its days touch, the newest delivery. Files come one after another onto disk,
-where they are decoded once by DuckDB and summed once by Arrow; only one is there at a time. An object is asked for by
-the etag it was listed with, and the manifest is looked at again at the end, so that a delivery that changes while it is
-read is noticed, never mixed.
+where they are decoded once by DuckDB and summed once by Arrow; the next one comes meanwhile, and no third is there. An
+object is asked for by the etag it was listed with, and the manifest is looked at again at the end, so that a delivery
+that changes while it is read is noticed, never mixed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import csv
 import gzip
 import json
 import threading
+import time
 import zlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -82,6 +84,7 @@ class AwsExtractor:
                 "deliveries": [_shown(reading) for reading in readings],
                 "missing_columns": sorted(work.drift.missing),
                 "extra_columns": sorted(work.drift.extra),
+                "seconds": {name: round(value, 3) for name, value in work.seconds.items()},
             },
             unknown_columns=tuple(sorted(work.drift.extra)),
             version=version,
@@ -151,17 +154,35 @@ class _Work:
     files: list[Path] = field(default_factory=list)
     rows: int = 0
     bytes: int = 0
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 async def _read(store: Store, reading: export.Reading, work: _Work, engine: duckdb.DuckDBPyConnection) -> None:
     delivery = reading.delivery
     window = rows.Window(delivery.start, delivery.end, reading.first, reading.last)
-    for part in delivery.parts:
-        path = work.request.directory / f"part{_suffix(part)}"
+
+    async def fetch(place: int) -> Path:
+        part = delivery.parts[place]
+        path = work.request.directory / f"part-{place % 2}{_suffix(part)}"
         await store.fetch(part.path, path, etag=part.etag, size=part.size)
-        await in_thread(_decode, path, part, delivery, window, work, engine, interrupt=engine.interrupt)
-        await asyncio.to_thread(path.unlink)
-        work.request.report(work.rows, work.bytes)
+        return path
+
+    ahead = asyncio.ensure_future(fetch(0)) if delivery.parts else None
+    try:
+        for place, part in enumerate(delivery.parts):
+            assert ahead is not None
+            began = time.monotonic()
+            path = await ahead
+            work.seconds["waited for files"] += time.monotonic() - began
+            # The next one comes while this one is decoded.
+            ahead = asyncio.ensure_future(fetch(place + 1)) if place + 1 < len(delivery.parts) else None
+            await in_thread(_decode, path, part, delivery, window, work, engine, interrupt=engine.interrupt)
+            await asyncio.to_thread(path.unlink)
+            work.request.report(work.rows, work.bytes)
+    finally:
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
     # Written anew while it was read: other files than those of this manifest may have been among them.
     await store.read(delivery.manifest.path, etag=delivery.manifest.etag)
 
@@ -190,10 +211,14 @@ def _decode(
         if not work.request.keep_unknown:
             made = replace(made, extra={column: at for column, at in made.extra.items() if column not in unknown})
         # First: Arrow notices an end that is missing, which DuckDB takes for the end.
+        began = time.monotonic()
         work.totals.add(path, made, work.layout, window)
+        work.seconds["summed"] += time.monotonic() - began
         if stop.is_set():
             raise errors.Unavailable("SOURCE_READ_STOPPED", "The read was stopped.")
+        began = time.monotonic()
         count = rows.convert(engine, path, made, work.layout, window, target)
+        work.seconds["decoded"] += time.monotonic() - began
     except bounds.Unbelievable as exc:
         raise exc.of(name) from None
     except duckdb.InterruptException:
