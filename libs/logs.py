@@ -50,7 +50,7 @@ _MARK = re.compile(r"[=: ]|-----|cvg_|cdp_|ya29\.|eyj|akia|asia", re.IGNORECASE)
 # Exactly these hold no secret; a subclass might.
 _PLAIN = frozenset({int, float, bool, type(None)})
 # Fields of each line that are made here or checked where they come in.
-_OURS = ("level", "logger", "timestamp", "service", "request_id", "trace_id")
+_OURS = frozenset({"level", "logger", "timestamp", "service", "request_id", "trace_id"})
 _MAX_TEXT = 8_000
 
 
@@ -116,11 +116,15 @@ def redact(value: Any) -> Any:
         case bytes() | bytearray() | memoryview() | SecretStr():
             return _REDACTED
         case Mapping():
-            return {key: _REDACTED if _is_secret_name(key) and item else redact(item) for key, item in value.items()}
+            return {key: _redacted(key, item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
             return [redact(item) for item in value]
         case _:
             return value
+
+
+def _redacted(name: object, value: Any) -> Any:
+    return _REDACTED if value and _is_secret_name(name) else redact(value)
 
 
 @functools.lru_cache(maxsize=2_000)
@@ -132,8 +136,7 @@ def _is_secret_name(key: object) -> bool:
 
 
 def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    ours = {name: event.pop(name) for name in _OURS if name in event}
-    return {**redact(event), **ours}
+    return {name: value if name in _OURS else _redacted(name, value) for name, value in event.items()}
 
 
 def _no_header_values(record: logging.LogRecord) -> bool:

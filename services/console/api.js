@@ -49,7 +49,7 @@ async function send(path, query = {}) {
 export const get = async (path, query) => (await send(path, query)).json();
 
 /** All pages of a list, up to `most` entries. */
-export async function list(path, name, query = {}, most = 5000) {
+export async function list(path, name, query = {}, most = 20000) {
   const found = [];
   let page_token = '';
   do {
