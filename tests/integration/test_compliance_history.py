@@ -13,6 +13,8 @@ import pytest
 from libs import errors
 from libs.bigquery import Warehouse
 from libs.tenancy import TenantId
+from services.pipeline_executor.compliance import Compliance, ComplianceQuestion, ComplianceRequest
+from services.pipeline_executor.compliance_store import BigQueryComplianceStore
 from services.pipeline_executor.engine import RunResult
 from services.pipeline_executor.providers.extraction import Scope
 from services.pipeline_executor.run_context import Outcome, SourceEndpoints
@@ -145,6 +147,38 @@ async def test_what_a_scan_does_not_cover_is_not_closed(runs: ComplianceRuns) ->
     found = await states(runs)
     assert {check: row["state"] for check, row in found.items()} == {"a": "OPEN", "b": "CLOSED", "c": "OPEN"}
     assert (found["b"]["last_seen"], found["b"]["closed_at"]) == (TWO, FOUR)
+
+
+async def test_questions_are_answered_for_a_day_for_each_day_and_for_what_changed(runs: ComplianceRuns) -> None:
+    await scan(runs, ONE, finding("a"), finding("b", status="PASS"), finding("c", frameworks={}))
+    await scan(runs, TWO, finding("a", status="PASS"), finding("b", status="PASS"))
+    store = BigQueryComplianceStore(runs.warehouse)
+    compliance = Compliance(store, now=lambda: datetime(2025, 11, 19, tzinfo=UTC))
+
+    def question(**asked: Any) -> ComplianceQuestion:
+        return compliance.check(ComplianceRequest(tenant_id=ACME, **asked))
+
+    [now] = await compliance.groups(question(), 10, None)
+    assert (now.passed, now.failed) == (2, 0)
+    trend = question(group_by=("day", "standard"), start_date="2025-11-16")
+    days_found = await compliance.groups(trend, 10, None)
+    assert [(group.values, group.passed, group.failed) for group in days_found] == [
+        (("2025-11-17", "CIS-1.4"), 1, 1),
+        (("2025-11-17", ""), 0, 1),
+        (("2025-11-18", "CIS-1.4"), 2, 0),
+        (("2025-11-19", "CIS-1.4"), 2, 0),
+    ]
+    first = days_found[0]
+    assert await compliance.groups(trend, 10, (first.day, first.failed, first.key)) == days_found[1:]
+    changed = await compliance.changes(question(changed_since="2025-11-18"), 10, None)
+    assert {(change.check, change.kind) for change in changed} == {("a", "FIXED"), ("c", "VANISHED")}
+    rates = await runs.rows(
+        "SELECT r.day, r.passed, r.open, r.pass_rate FROM compliance_pass_rates AS r ORDER BY r.day"
+    )
+    assert [(row["day"], row["passed"], row["open"], str(row["pass_rate"])[:3]) for row in rates] == [
+        (ONE, 1, 1, "0.5"),
+        (TWO, 2, 0, "1"),
+    ]
 
 
 async def test_of_several_records_of_a_finding_the_worst_stands_and_a_warning_says_so(runs: ComplianceRuns) -> None:

@@ -48,15 +48,15 @@ steps AS (
 sums AS (
   SELECT
     k.dimensions,
-    day,
+    one_day AS day,
     SUM(IF(t.state = 'PASSED', t.number, 0)) AS passed,
     SUM(IF(t.state = 'OPEN', t.number, 0)) AS failed,
     SUM(IF(t.state = 'MUTED', t.number, 0)) AS muted,
     SUM(IF(t.state = 'EXEMPT', t.number, 0)) AS exempt,
     SUM(IF(t.state = 'UNDECIDED', t.number, 0)) AS undecided
   FROM (SELECT DISTINCT i.dimensions FROM steps AS i) AS k
-  CROSS JOIN UNNEST(GENERATE_DATE_ARRAY(@first_day, @last_day)) AS day
-  LEFT JOIN steps AS t ON t.dimensions = k.dimensions AND t.day = day
+  CROSS JOIN UNNEST(GENERATE_DATE_ARRAY(@first_day, @last_day)) AS one_day
+  LEFT JOIN steps AS t ON t.dimensions = k.dimensions AND t.day = one_day
   GROUP BY 1, 2
 ),
 running AS (
