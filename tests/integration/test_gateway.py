@@ -483,6 +483,13 @@ def test_answers_keep_the_contracts_names_and_defaults(edge: StandIns) -> None:
     assert (got["tenant_id"], got["state"], got["daily_limit"]) == ("acme", "ACTIVE", 0)
 
 
+def test_answers_are_kept_by_nobody_on_the_way(edge: StandIns) -> None:
+    for key in ("acme-key", "nobody"):
+        headers = send(edge, "GET", "/api/v1/tenants/acme", key).headers
+        assert (headers["cache-control"], headers["x-content-type-options"]) == ("no-store", "nosniff")
+        assert ("x-ratelimit-remaining" in headers) == (key == "acme-key")
+
+
 def test_headers_of_the_client_reach_the_service(edge: StandIns) -> None:
     headers = [("Idempotency-Key", "ik-1"), ("X-User-ID", "José".encode()), ("x-request-id", "chosen-by-the-client")]
     got = send(edge, "GET", "/api/v1/tenants/acme", headers=headers)
@@ -554,6 +561,7 @@ def test_many_headers_are_refused(edge: StandIns) -> None:
 def refusal(answer: httpx.Response) -> tuple[int, int, str]:
     """HTTP status, gRPC code and reason of an error; fails unless it has the shape of every other one."""
     assert answer.headers["content-type"] == "application/json", answer.text
+    assert answer.headers["cache-control"] == "no-store"
     body = answer.json()
     assert body.keys() == {"code", "message", "details"} and body["message"], body
     [info] = [detail for detail in body["details"] if detail["@type"].endswith("/google.rpc.ErrorInfo")]
@@ -716,6 +724,7 @@ def test_health_and_documentation_need_no_key(edge: StandIns) -> None:
         assert (answer.status_code, answer.content) == (200, page.file.read_bytes()), page
         assert "'unsafe" not in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] in ("no-cache", "public, max-age=86400")
     assert edge.asked == [] and edge.calls == []
     for page in pages.pages():
         assert send(edge, "GET", page.path + "/", key="").status_code == 401
