@@ -6,6 +6,7 @@ import asyncio
 import random
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -175,9 +176,9 @@ async def test_questions_are_answered_for_a_day_for_each_day_and_for_what_change
     rates = await runs.rows(
         "SELECT r.day, r.passed, r.open, r.pass_rate FROM compliance_pass_rates AS r ORDER BY r.day"
     )
-    assert [(row["day"], row["passed"], row["open"], str(row["pass_rate"])[:3]) for row in rates] == [
-        (ONE, 1, 1, "0.5"),
-        (TWO, 2, 0, "1"),
+    assert [(row["day"], row["passed"], row["open"], Decimal(str(row["pass_rate"]))) for row in rates] == [
+        (ONE, 1, 1, Decimal("0.5")),
+        (TWO, 2, 0, Decimal(1)),
     ]
 
 

@@ -27,7 +27,6 @@ from tests.support.billing import Customer, MemoryJournal, TenantRuns
 
 TEMPLATES = Templates.load()
 FIRST, LAST = date(2025, 11, 1), date(2025, 11, 30)
-TENANT = TenantId("acme")
 MONEY = {"BilledCost", "EffectiveCost", "ListCost", "ContractedCost", "ListUnitPrice", "ContractedUnitPrice"}
 
 
@@ -77,7 +76,9 @@ def said(found: Mapping[str, Any], *changes: str, **expected: Any) -> None:
 async def test_aws(
     warehouse: Warehouse, moto: Moto, endpoints: SourceEndpoints, tmp_path_factory: pytest.TempPathFactory, form: str
 ) -> None:
-    runs = AwsRuns(warehouse, TENANT, endpoints, tmp_path_factory.mktemp("staging"), template="focus")
+    runs = AwsRuns(
+        warehouse, TenantId(f"aws_{form[:3]}"), endpoints, tmp_path_factory.mktemp("staging"), template="focus"
+    )
     await runs.prepare()
     bucket = moto.bucket()
     rows = [{**item, "BrandNew": "n"} for item in focus_rows.AWS]
@@ -168,7 +169,9 @@ async def test_azure(
     tmp_path_factory: pytest.TempPathFactory,
     form: str,
 ) -> None:
-    runs = AzureRuns(warehouse, TENANT, endpoints, tmp_path_factory.mktemp("staging"), template="focus")
+    runs = AzureRuns(
+        warehouse, TenantId(f"azure_{form}"), endpoints, tmp_path_factory.mktemp("staging"), template="focus"
+    )
     await runs.prepare()
     storage = azurite.container()
     texts = [focus_rows.as_text(item) for item in focus_rows.AZURE]
@@ -204,7 +207,7 @@ async def test_google(
     warehouse: Warehouse, endpoints: SourceEndpoints, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     customer = Customer(build_client("focus-customer", endpoint=endpoints.bigquery))
-    runs = TenantRuns(warehouse, TENANT, customer, endpoints, tmp_path_factory.mktemp("staging"))
+    runs = TenantRuns(warehouse, TenantId("google"), customer, endpoints, tmp_path_factory.mktemp("staging"))
     await runs.prepare()
     focus_rows.export_google(customer)
     context = await runs.begin(date(2025, 11, 17), date(2025, 11, 17))
