@@ -19,9 +19,9 @@ $(STAMP): requirements.lock pyproject.toml .python-version deploy/local/install.
 demo: $(STAMP) ## all flows on sample data in a stack of its own, ends with equal totals
 	@$(PYTHON) -m deploy.local.demo
 
-test: $(STAMP) ## all tests: the quick levels side by side, then those with an emulator, end to end last
-	@$(PYTHON) -m pytest -n 2 --dist loadfile tests/contract tests/unit $(PYTEST_ARGS)
-	@$(PYTHON) -m pytest tests/integration tests/e2e $(PYTEST_ARGS)
+test: $(STAMP) ## all tests: two files at a time, each process with an emulator of its own; end to end last, alone
+	@$(PYTHON) -m pytest -n 2 --dist loadfile tests/contract tests/unit tests/integration $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
 
 up: $(STAMP) ## start the local stack (PORT=8080, DATA_DIR=.data) and return when it is healthy
 	@$(PYTHON) -m deploy.local.stack up

@@ -58,6 +58,7 @@ __all__ = [
 
 _LABEL = re.compile(r"[^a-z0-9_-]")
 _HTTP_SECONDS = 20.0
+_DEFINITIONS = 4
 # None switches the client's own retries off; its annotations leave that out.
 _NO_RETRY: Any = None
 _gone: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("convergence_gone", default=None)
@@ -209,21 +210,29 @@ class Warehouse:
         self._bytes = maximum_bytes_billed
         self._labels = dict(labels or {})
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers, thread_name_prefix="bigquery")
+        # Tables of many tenants at once wait here, in turn, and not at the store, where each one's time runs out.
+        self._definitions = concurrent.futures.ThreadPoolExecutor(_DEFINITIONS, thread_name_prefix="bigquery-tables")
         self._complete: set[tuple[str, str, TableSchema | View]] = set()
 
     def close(self) -> None:
         """Waits for no one: statements in flight go on at the server."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._definitions):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.client.close()  # type: ignore[no-untyped-call]
 
     async def run[**P, T](self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a blocking call of the client library on the pool, its failures turned into domain errors."""
+        return await self._on(self._pool, call, *args, **kwargs)
+
+    async def _on[**P, T](
+        self, pool: concurrent.futures.Executor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         # The thread knows whom it works for, as the task does, and when nobody waits for it any more.
         context, gone = contextvars.copy_context(), threading.Event()
         context.run(_gone.set, gone)
         work = functools.partial(context.run, functools.partial(call, *args, **kwargs))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
         except asyncio.CancelledError:
             gone.set()
             raise
@@ -474,8 +483,8 @@ class Warehouse:
         metrics.CACHE_READS.labels("tables", "miss").inc(len(missing) + len(stale))
         metrics.CACHE_READS.labels("tables", "hit").inc(len(schemas) - len(missing) - len(stale))
         made = await asyncio.gather(
-            *(self.run(self._create_table, dataset, schema) for schema in missing),
-            *(self.run(self._add_columns, dataset, schema) for schema in stale),
+            *(self._on(self._definitions, self._create_table, dataset, schema) for schema in missing),
+            *(self._on(self._definitions, self._add_columns, dataset, schema) for schema in stale),
         )
         self._complete.update((dataset, schema.name, schema) for schema in schemas)
         due = [v for v in views if v.name not in present or (dataset, v.name, v) not in self._complete]
@@ -483,7 +492,7 @@ class Warehouse:
         upper = [view for view in due if names & set(PLACEHOLDER.findall(view.text))]
         # Those that read others come after them.
         for level in ([view for view in due if view not in upper], upper):
-            await asyncio.gather(*(self.run(self._make_view, dataset, view) for view in level))
+            await asyncio.gather(*(self._on(self._definitions, self._make_view, dataset, view) for view in level))
         self._complete.update((dataset, view.name, view) for view in views)
         return [schema.name for schema, created in zip(missing, made, strict=False) if created]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import fcntl
 import gzip
 import hashlib
 import hmac
@@ -53,25 +54,18 @@ def sas(permissions: str = "rl", *, valid_for: timedelta = timedelta(hours=1), k
 
 
 def _installed() -> str:
-    """Azurite's program, fetched once into ``build/azurite``."""
+    """Azurite's program, fetched once into ``build/azurite`` by whichever test process comes first."""
     folder = ROOT / "build" / "azurite"
-    package = folder / "node_modules" / "azurite" / "package.json"
-    if not package.exists() or json.loads(package.read_text())["version"] != VERSION:
-        npm = shutil.which("npm")
-        if npm is None:
-            pytest.skip("node and npm are not on this machine: Azurite needs them")
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            npm,
-            "install",
-            "--no-save",
-            "--no-audit",
-            "--no-fund",
-            "--prefix",
-            str(folder),
-            f"azurite@{VERSION}",
-        ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        package = folder / "node_modules" / "azurite" / "package.json"
+        if not package.exists() or json.loads(package.read_text())["version"] != VERSION:
+            npm = shutil.which("npm")
+            if npm is None:
+                pytest.skip("node and npm are not on this machine: Azurite needs them")
+            command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder)]
+            subprocess.run([*command, f"azurite@{VERSION}"], check=True, stdout=subprocess.DEVNULL)
     return str(folder / "node_modules" / ".bin" / "azurite-blob")
 
 
