@@ -12,7 +12,7 @@ from libs.audit import AuditLog, AuditRecord, Outcome
 from libs.tenancy import Caller, Role
 from services.credential.domain import Event
 
-_ENSURE_SECONDS = 45.0
+_ENSURE_SECONDS = 55.0
 
 
 class Keys:
