@@ -30,7 +30,7 @@ NAMES = (
     *("status_code_conformance", "content_type_conformance"),
 )
 # Somebody's words, which a list compares and does not know.
-FREE = {"service", "account", "region", "standard", "severity"}
+FREE = {"service", "account", "region", "resource", "standard", "severity"}
 NONSENSE = ("nonsense!", "-1", "'; DROP TABLE x; --", "%00", "1e999", "\u0430", "[]", "2025-13-45", " ", "A" * 5_000)
 NO_SUCH_ID = "6b9e1f0a-4d3e-4f2b-8a1c-0d9e8f7a6b5c"
 
