@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,10 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from deploy.local.bigquery import wait_ready
 from deploy.setup_bigquery_datasets import setup
 from libs.bigquery import Warehouse, build_client
-from tests.conftest import free_port
+from tests.conftest import running_emulator
 from tests.support.quota_load import READ, REPLACE, Load, Replica, asks, plant, run_load, tenants
 
 PROJECT = "quota-bench"
@@ -49,6 +46,7 @@ async def measure(endpoint: str, shapes: Sequence[tuple[str, int, int]] = SHAPES
             lambda replica, by_group=by_group: replica.quotas.reserve if by_group else replica.naive.reserve,
         )
         stored = await replicas[0].quotas._store.read([row.tenant_id for row in rows])
+        print(f"  {requests:,} requests, {variant}: {load.seconds:.1f} s", file=sys.stderr, flush=True)
         exact = all(
             row.pipelines_run_today == len(row.grants) == load.granted[tenant] <= row.limits.concurrent
             for tenant, row in stored.items()
@@ -92,19 +90,8 @@ def show(results: Sequence[dict[str, Any]], console: Console | None = None) -> N
 @contextmanager
 def emulator() -> Iterator[str]:
     """The REST address of an emulator of its own."""
-    port, grpc_port = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "deploy.local.bigquery", "--data-dir", folder, "--project", PROJECT]
-        command += ["--port", str(port), "--grpc-port", str(grpc_port)]
-        with (Path(folder) / "emulator.log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ))
-        try:
-            address = f"http://127.0.0.1:{port}"
-            wait_ready(address, PROJECT, timeout=60, running=lambda: process.poll() is None)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(10)
+    with tempfile.TemporaryDirectory() as folder, running_emulator(Path(folder)) as (found, _):
+        yield found.rest
 
 
 def main() -> None:

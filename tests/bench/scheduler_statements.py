@@ -92,8 +92,12 @@ async def measure(endpoint: str, sizes: Sequence[int] = SIZES, twin: int = TWIN)
     await setup(warehouse, report=lambda line: None)
     results = []
     for size in sizes:
-        results.append(await _measure(warehouse, size, size, by_row=False))
-        results.append(await _measure(warehouse, size, size if size <= twin else _SAMPLE, by_row=True))
+        for by_row in (False, True):
+            rows = _SAMPLE if by_row and size > twin else size
+            result = await _measure(warehouse, size, rows, by_row=by_row)
+            spent = f"trigger {result['trigger_seconds']} s, drain {result['drain_seconds']} s"
+            print(f"  {size:,} schedules, {result['variant']}: {spent}", file=sys.stderr, flush=True)
+            results.append(result)
     warehouse.close()
     return results
 
