@@ -9,6 +9,7 @@ requests at once are treated more loosely than BigQuery treats them.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 
 _EXTENSIONS = ("icu", "ducklake", "spatial")
 _ANSWER_ROWS = 4_000
+_MEMORY = "6GB"  # what queries may hold before they spill; DuckDB's own default is most of the machine
 _IN_DATASET = "JOIN lake.ducklake_schema AS s ON s.schema_id = o.schema_id AND s.end_snapshot IS NULL "
 _OBJECTS = (
     "SELECT o.table_name, 'TABLE', coalesce(n.record_count, 0) FROM lake.ducklake_table AS o "
@@ -129,6 +131,7 @@ def patch() -> None:
     from local_bigquery.errors import not_found
     from local_bigquery.grpc import read, server
     from local_bigquery.jobs import query, runner, store
+    from local_bigquery.settings import settings
     from local_bigquery.sql.rules import partitions
     from sqlglot import exp
 
@@ -173,12 +176,24 @@ def patch() -> None:
             return False
         return bool(lake(table.catalog, _HIDDEN, [table.db, table.name, tables.INGESTION_TIME]))
 
+    connect = database._connect
+
+    @functools.cache
+    def connect_within_memory() -> Any:
+        connection = connect()
+        spill = str(settings.data_dir / "spill")
+        connection.execute(f"SET memory_limit = '{_MEMORY}'; SET temp_directory = {_text(spill)}")
+        return connection
+
+    database._connect = connect_within_memory
+
     create_table, read_back = tables.create, tables._store
 
     def as_given(project_id: str, dataset_id: str, table_id: str, resource: Any) -> Any:
         """What was stored, as it was given: reading it back from the catalog costs as much as making it."""
         tables.record(project_id, dataset_id, table_id, resource)
         stored = metadata.load(models.Table, project_id, dataset_id, table_id)
+        assert stored is not None
         return stored.replace(type="VIEW" if resource.view else "TABLE", schema=resource.schema_)
 
     def create(project_id: str, dataset_id: str, body: Any, translate: Any) -> Any:
@@ -281,6 +296,11 @@ def _in_small_batches(read_rows: Callable[[Any], Iterator[Any]]) -> Callable[[An
                 )
 
     return read
+
+
+def _text(value: str) -> str:
+    """An SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _one_at_a_time[**P, T](function: Callable[P, T], lock: threading.RLock) -> Callable[P, T]:
