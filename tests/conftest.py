@@ -56,7 +56,7 @@ def running_emulator(data_dir: Path) -> Iterator[tuple[Emulator, subprocess.Pope
     """An emulator process on free ports over a data folder; stopped at the end if it still runs."""
     port, grpc_port = free_port(), free_port()
     command = [sys.executable, "-m", "deploy.local.bigquery", "--data-dir", str(data_dir), "--project", "local"]
-    command += ["--port", str(port), "--grpc-port", str(grpc_port)]
+    command += ["--port", str(port), "--grpc-port", str(grpc_port), "--threads", "1"]
     with (data_dir / "emulator.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ), cwd=Path(__file__).parents[1])
     try:

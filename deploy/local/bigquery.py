@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import os
 import signal
 import sys
@@ -44,6 +45,7 @@ _COLUMNS = (
 )
 _REQUIRED = "SELECT c.column_name " + _COLUMNS + "AND NOT c.nulls_allowed"
 _HIDDEN = "SELECT 1 " + _COLUMNS + "AND c.column_name = $3"
+_VERSION = "SELECT schema_version FROM lake.ducklake_snapshot ORDER BY snapshot_id DESC LIMIT 1"
 
 
 def main() -> None:
@@ -54,11 +56,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True, help="REST")
     parser.add_argument("--grpc-port", type=int, required=True, help="Storage Read and Write API")
     parser.add_argument("--project", default="local", help="project that exists from the start")
+    # Where every statement is small one is cheapest: DuckDB's threads spin while they wait for one another.
+    parser.add_argument("--threads", type=int, help="threads of one query; DuckDB's default is one a core")
     args = parser.parse_args()
-    serve(args.data_dir, args.host, args.port, args.grpc_port, args.project)
+    serve(args.data_dir, args.host, args.port, args.grpc_port, args.project, args.threads)
 
 
-def serve(data_dir: Path, host: str, port: int, grpc_port: int, project: str) -> None:
+def serve(data_dir: Path, host: str, port: int, grpc_port: int, project: str, threads: int | None) -> None:
     """Serves in this process; HOME is changed first, because DuckDB reads it when it is loaded."""
     home = data_dir.resolve() / "home"
     home.mkdir(parents=True, exist_ok=True)
@@ -71,7 +75,12 @@ def serve(data_dir: Path, host: str, port: int, grpc_port: int, project: str) ->
 
     settings.bigquery_host, settings.bigquery_port, settings.grpc_port = host, port, grpc_port
     settings.default_project_id, settings.data_dir = project, data_dir.resolve() / "bigquery"
-    patch()
+    patch(threads)
+
+    # What was imported stays: the collector need not look through it again and again while a statement is parsed.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
     stopping: list[int] = []
 
@@ -114,11 +123,12 @@ def wait_ready(rest: str, project: str, *, timeout: float = 30.0, running: Calla
     raise TimeoutError(f"the BigQuery emulator at {rest} did not answer within {timeout:.0f} s")
 
 
-def patch() -> None:
+def patch(threads: int | None = None) -> None:
     """Replaces functions of the emulator in this process: cheaper catalog reads, and check-then-act made atomic.
 
     The emulator looks names up in DuckDB's ``duckdb_tables()``, ``duckdb_columns()`` and ``duckdb_schemas()`` many
-    times a statement; each lists every table of every project. DuckLake has the same facts in small tables of its own.
+    times a statement; each lists every table of every project. DuckLake has the same facts in small tables of its own,
+    and a number that says whether any of them has changed.
     """
     # DuckDB tries to import pandas dozens of times a statement when it is not installed.
     sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
@@ -126,12 +136,13 @@ def patch() -> None:
     import duckdb
     from google.cloud.bigquery_storage_v1.types import ReadRowsRequest, ReadRowsResponse
     from local_bigquery import models
-    from local_bigquery.catalog import datasets, metadata, tabledata, tables
+    from local_bigquery.catalog import datasets, metadata, row_access, tabledata, tables
     from local_bigquery.engine import database, types
     from local_bigquery.errors import not_found
     from local_bigquery.grpc import read, server
-    from local_bigquery.jobs import query, runner, store
+    from local_bigquery.jobs import merge, query, runner, store
     from local_bigquery.settings import settings
+    from local_bigquery.sql import script
     from local_bigquery.sql.rules import partitions
     from sqlglot import exp
 
@@ -152,15 +163,45 @@ def patch() -> None:
 
     list_everything = database.objects
 
+    statement, facts = threading.local(), _Facts(lambda project_id: lake(project_id, _VERSION, []))
+
+    def known[T](project_id: str, key: tuple[Any, ...], read: Callable[[], T]) -> T:
+        """While a statement is translated its tables are looked up once, and not even that if none has changed."""
+        versions = getattr(statement, "versions", None)
+        return read() if versions is None or project_id == "emulator" else facts.get(project_id, versions, key, read)
+
+    def at_one_moment(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            outer = getattr(statement, "versions", None)
+            statement.versions = {}
+            try:
+                return function(*args, **kwargs)
+            finally:
+                statement.versions = outer
+
+        return run
+
+    modules: tuple[Any, ...] = (query, script, merge, read)
+    for user in modules:
+        user.translate = at_one_moment(user.translate)
+
     def objects(project_id: str, dataset_id: str, table_id: str | None = None) -> list[tuple[str, str, int]]:
         if project_id == "emulator":
             return result_table(table_id) if table_id else list_everything(project_id, dataset_id)
-        return lake(project_id, _OBJECTS, [dataset_id, table_id])
+        if table_id is None:
+            return lake(project_id, _OBJECTS, [dataset_id, None])
+        key = ("object", dataset_id, table_id)
+        return known(project_id, key, lambda: lake(project_id, _OBJECTS, [dataset_id, table_id]))
 
     def dataset_exists(project_id: str, dataset_id: str) -> bool:
         return bool(lake(project_id, _DATASET, [dataset_id]))
 
     def columns(project_id: str, dataset_id: str, table_id: str) -> list[Any]:
+        return known(
+            project_id, ("columns", dataset_id, table_id), lambda: read_columns(project_id, dataset_id, table_id)
+        )
+
+    def read_columns(project_id: str, dataset_id: str, table_id: str) -> list[Any]:
         stored = dataset_id == tables.RESULTS
         required = set() if stored else {name for (name,) in lake(project_id, _REQUIRED, [dataset_id, table_id])}
         with database.cursor() as cur:
@@ -174,7 +215,8 @@ def patch() -> None:
     def hidden(table: Any) -> bool:
         if not (table.catalog and table.db and table.name):
             return False
-        return bool(lake(table.catalog, _HIDDEN, [table.db, table.name, tables.INGESTION_TIME]))
+        read = lambda: lake(table.catalog, _HIDDEN, [table.db, table.name, tables.INGESTION_TIME])  # noqa: E731
+        return bool(known(table.catalog, ("hidden", table.db, table.name), read))
 
     connect = database._connect
 
@@ -183,6 +225,8 @@ def patch() -> None:
         connection = connect()
         spill = str(settings.data_dir / "spill")
         connection.execute(f"SET memory_limit = '{_MEMORY}'; SET temp_directory = {_text(spill)}")
+        if threads:
+            connection.execute(f"SET threads = {threads}")
         return connection
 
     database._connect = connect_within_memory
@@ -226,6 +270,8 @@ def patch() -> None:
         _in_small_batches(read.read_rows), ReadRowsRequest, ReadRowsResponse
     )
 
+    _keep_resources(metadata, row_access)
+
     write_job = store.save
 
     def save(job: Any) -> Any:
@@ -255,6 +301,54 @@ def patch() -> None:
         (runner, "submit", threading.RLock()),
     ):
         setattr(module, name, _one_at_a_time(getattr(module, name), lock))
+
+
+class _Facts:
+    """What a project's catalog said, until its version changes; a fact is never older than its version."""
+
+    def __init__(self, version: Callable[[str], list[tuple[Any, ...]]]) -> None:
+        self._version = version
+        self._known: dict[str, tuple[Any, dict[Any, Any]]] = {}
+
+    def get[T](self, project_id: str, versions: dict[str, Any], key: Any, read: Callable[[], T]) -> T:
+        """The fact ``key``, as of the version in ``versions``, which is read where it is missing."""
+        if project_id not in versions:
+            versions[project_id] = self._version(project_id)
+        version, facts = self._known.get(project_id, (None, {}))
+        if not versions[project_id] or version != versions[project_id]:
+            facts = {}
+            self._known[project_id] = versions[project_id], facts
+        if key not in facts:
+            facts[key] = read()
+        found: T = facts[key]
+        return found
+
+
+def _keep_resources(metadata: Any, row_access: Any) -> None:
+    """Tables' and datasets' resources stay in memory: the emulator reads and parses each several times a statement."""
+    kept: dict[Any, dict[Any, Any]] = {}
+    lock = threading.Lock()
+    list_, save, delete, secured = metadata.list_, metadata.save, metadata.delete, row_access.secured
+
+    def reading[T](kind: Any, key: Any, read: Callable[[], T]) -> T:
+        with lock:
+            of_kind = kept.setdefault(kind, {})
+        if key not in of_kind:
+            of_kind[key] = read()  # into the dictionary that was there before the reading: a change throws that away
+        found: T = of_kind[key]
+        return found
+
+    def changing(kind: Any, change: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return change(*args)
+        finally:
+            with lock:
+                kept.pop(kind, None)
+
+    metadata.list_ = lambda model, *keys: list(reading(model, keys, lambda: list_(model, *keys)))
+    metadata.save = lambda resource, *keys: changing(type(resource), save, resource, *keys)
+    metadata.delete = lambda model, *keys: changing(model, delete, model, *keys)
+    row_access.secured = lambda: reading(metadata.RowAccessPolicy, "all", secured)
 
 
 class _FreshCursor:

@@ -284,6 +284,8 @@ class Layout:
         """The emulator of BigQuery."""
         command = [sys.executable, "-m", "deploy.local.bigquery", "--data-dir", str(self.folder.path / "bigquery")]
         command += ["--port", str(self.ports.bigquery_rest), "--grpc-port", str(self.ports.bigquery_grpc)]
+        if threads := os.environ.get("LOCAL_BIGQUERY_THREADS"):
+            command += ["--threads", threads]
         return [*command, "--project", self.project_id]
 
     def kms_command(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -18,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    os.environ.setdefault("LOCAL_BIGQUERY_THREADS", "1")  # its statements are small
 
 
 @pytest.fixture(scope="session")
