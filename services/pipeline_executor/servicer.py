@@ -51,13 +51,15 @@ class PipelineServicer(pb_grpc.PipelineServiceServicer):
         self._compliance = compliance
         self._watch = watch
         self._templates = templates
+        # Templates are as the process found them at its start, and the most asked for.
+        self._shown = [(item.id, encode_template(item)) for item in templates.list()]
         self._pages = pages
 
     async def ListTemplates(self, request: pb.ListTemplatesRequest, context: Context) -> pb.ListTemplatesResponse:
         page = self._pages.open(request.page_size, request.page_token, scope="templates")
-        rows = [item for item in self._templates.list() if (item.id,) > page.cursor][: page.size + 1]
-        shown, token = self._pages.cut(rows, page, lambda item: (item.id,), scope="templates")
-        return pb.ListTemplatesResponse(templates=map(encode_template, shown), next_page_token=token)
+        rows = [item for item in self._shown if item[:1] > page.cursor][: page.size + 1]
+        shown, token = self._pages.cut(rows, page, lambda item: item[:1], scope="templates")
+        return pb.ListTemplatesResponse(templates=(message for _, message in shown), next_page_token=token)
 
     async def RunPipeline(self, request: pb.RunPipelineRequest, context: Context) -> pb.Run:
         view = await self._runs.run(
