@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 export DATA_DIR ?= .data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down status setup-bigquery bench soak pictures judge chaos lint scan proto clean
+.PHONY: help install demo test properties up down status setup-bigquery bench soak pictures judge chaos lint scan proto clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ demo: $(STAMP) ## all flows on sample data in a stack of its own, ends with equa
 test: $(STAMP) ## all tests: two files at a time, each process with an emulator of its own; end to end last, alone
 	@$(PYTHON) -m pytest -n 2 --dist loadfile tests/contract tests/unit tests/integration $(PYTEST_ARGS)
 	@$(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
+
+properties: $(STAMP) ## the properties and state machines with ten times as many examples, new ones every time
+	@HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest -n 2 --dist loadfile --timeout 3600 $$(grep -rl 'import examples' tests/unit) $(PYTEST_ARGS)
 
 up: $(STAMP) ## start the local stack (PORT=8080, DATA_DIR=.data) and return when it is healthy
 	@$(PYTHON) -m deploy.local.stack up

@@ -29,6 +29,7 @@ from services.credential.states import (
     decide,
     usable,
 )
+from tests.support.examples import examples
 
 START = datetime(2025, 11, 17, 12, tzinfo=UTC)
 _verdicts = st.builds(
@@ -157,7 +158,7 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLife.settings = settings(max_examples=examples(30, 300), stateful_step_count=40, deadline=None)
 
 
 def test_no_row_is_not_found():

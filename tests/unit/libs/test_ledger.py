@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from libs import errors
 from libs.ledger import Appender, Ledger, Table
 from tests.contract.store_suites import Counter, TableSuite, take
+from tests.support.examples import examples
 from tests.support.fakes import Clock, Faults, MemoryInsert, MemoryTable, SkippingLoop
 
 
@@ -152,7 +153,7 @@ async def test_an_append_that_was_never_confirmed_says_so() -> None:
     assert insert.rows == [1, 2]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60, 600), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**32),
     limit=st.integers(0, 12),
@@ -254,4 +255,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestLedgerMachine.settings = settings(max_examples=examples(40, 400), stateful_step_count=25, deadline=None)

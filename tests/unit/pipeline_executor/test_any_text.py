@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from libs import errors
 from services.pipeline_executor import domain, templates
 from services.pipeline_executor.providers import bounds
+from tests.support.examples import examples
 
 LEAF = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=True), st.text(max_size=20))
 TREE = st.recursive(
@@ -31,14 +32,14 @@ TREE = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(60, 2000), deadline=None)
 @given(st.one_of(TREE.map(yaml.safe_dump), st.text(max_size=200)))
 def test_any_template_is_refused_with_its_place(text: str) -> None:
     with pytest.raises(templates.TemplateInvalid, match=r"gcp/cost/x\.yaml"):
         templates.parse("gcp/cost/x.yaml", text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100, 3000), deadline=None)
 @given(st.text(max_size=12), st.text(max_size=12), st.text(max_size=12))
 def test_any_dates_are_refused_or_in_order(day: str, start: str, end: str) -> None:
     try:
@@ -55,7 +56,7 @@ def test_any_run_id_is_one_or_is_not_found(text: str) -> None:
         assert len(domain.check_run_id(text)) == 36
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(60, 2000), deadline=None)
 @given(content=st.binary(max_size=300))
 def test_any_first_line_is_a_header_or_none(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "header.csv"

@@ -22,6 +22,7 @@ from libs.tenancy import Caller, TenantId
 from services.pipeline_executor.domain import Key, Outcome, RunStatus
 from services.pipeline_executor.runs import RunRequest, StartRequest
 from services.tenant.quotas import GrantState
+from tests.support.examples import examples
 from tests.support.executor import RUNNER, Process, Script, World, as_client, simulated, until
 from tests.support.fakes import SkippingLoop
 
@@ -290,6 +291,6 @@ async def _patient(work: Coroutine[Any, Any, Any]) -> None:
 
 
 Lives.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(20, 300), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestLives = Lives.TestCase

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from libs.errors import InvalidArgument
 from services.scheduler import cron
+from tests.support.examples import examples
 
 FIELD = st.lists(
     st.sampled_from(
@@ -28,7 +29,7 @@ ZONE = st.sampled_from(
 START = st.datetimes(datetime(2024, 1, 1), datetime(2032, 1, 1)).map(lambda when: when.replace(tzinfo=UTC))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100, 3000), deadline=None)
 @given(ANY, ZONE, START)
 def test_any_text_is_refused_by_its_word_or_fires_ever_later(text: str, zone: str, start: datetime) -> None:
     try:

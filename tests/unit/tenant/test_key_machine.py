@@ -25,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from libs import errors
 from libs.tenancy import Caller, Role
 from services.tenant.keys import PACE, REFRESH, STALE, ApiKey, KeyEntry, KeyRefused, NewKey, new_key, parse
+from tests.support.examples import examples
 from tests.support.fakes import Clock, Faults
 from tests.support.tenant_world import Disk, Killed, MemoryKeyStore, Process, Steps, stays
 from tests.support.virtual_time import VirtualTimeLoop
@@ -374,7 +375,7 @@ def test_no_dead_key_opens_anything(faults: Faults) -> None:
     run_state_machine_as_test(
         _machine(faults),
         settings=settings(
-            max_examples=60,
+            max_examples=examples(20, 200),
             stateful_step_count=30,
             deadline=None,
             print_blob=True,

@@ -34,6 +34,7 @@ from services.tenant.quotas import (
     TenantState,
     rolled,
 )
+from tests.support.examples import examples
 from tests.support.fakes import Clock, Faults, MemoryTable
 from tests.support.tenant_world import Disk, Process, Steps
 from tests.support.virtual_time import VirtualTimeLoop
@@ -303,7 +304,7 @@ def test_quotas_stay_right(faults: Faults) -> None:
     run_state_machine_as_test(
         _machine(faults),
         settings=settings(
-            max_examples=30,
+            max_examples=examples(12, 100),
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
