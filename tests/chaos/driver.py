@@ -14,30 +14,35 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
-from google.api_core.exceptions import GoogleAPICallError
 from google.cloud import bigquery
-from requests.exceptions import RequestException
 
 from deploy.local import processes
-from deploy.local.layout import CUSTOMER_PROJECT, PYTHONPATH, Folder
-from tests.chaos import faults, invariants, overload
+from deploy.local.layout import PYTHONPATH, Folder
+from tests.chaos import faults, invariants, overload, planted
 from tests.chaos.invariants import Sampler
 from tests.chaos.load import Client, Customer, History, Jobs, Kind
-from tests.support import billing
-from tests.support.stack import ROOT, Stack, Totals, free_port, source_totals, until
+from tests.chaos.source import OUT_OF_REACH, Growth, Source, plant
+from tests.support.stack import ROOT, Stack, free_port, until
+
+# Figures that only build/chaos.json has.
+_LONG = frozenset({"operations", "most_leases", "restarts"})
 
 type Say = Callable[[str], None]
 
 _PLANS = ("SCALE", "PROFESSIONAL", "SCALE", "STARTER", "SCALE", "PROFESSIONAL", "SCALE", "SCALE")
 _BOOT_SECONDS, _BEGIN_SECONDS, _DRAIN_SECONDS, _LEAVE_SECONDS = 300.0, 600.0, 400.0, 180.0
+_ENDED = (
+    "SELECT r.`trigger` AS `by`, r.status, IFNULL(r.outcome, r.error_reason) AS what, COUNT(*) AS n "
+    "FROM x_meta_pipeline_runs AS r GROUP BY 1, 2, 3"
+)
 _FAILED = "SELECT error_reason AS r, COUNT(*) AS n FROM x_meta_pipeline_runs WHERE status = 'FAILED' GROUP BY 1"
 _SETTINGS = {
     # So small that faults and load meet the limits.
@@ -47,42 +52,54 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The billing export that all customers read, and what it holds."""
-
-    where: Mapping[str, str]
-    dates: Sequence[str]
-    expected: Mapping[str, Mapping[str, Totals]]
-
-
 @dataclass(slots=True)
 class Report:
     """What was done, what was found. ``wrong`` empty: everything held."""
 
     seed: int
-    seconds: float
     wrong: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        f = self.figures
-        text = (
-            f"seed {self.seed}, {self.seconds:.0f} s of chaos: {f['faults']} faults, {f['requests']} requests "
-            f"({f['ok']} ok, {f['refused']} refused, {f['unanswered']} unanswered), {f['tenants']} tenants, "
-            f"{f['runs']} runs ({f['completed']} completed)"
+        """The figures, a line each; the last says what it comes to."""
+        lines = [f"{name}: {_line(value)}" for name, value in self.figures.items() if name not in _LONG]
+        faults, asked, runs = (self.figures.get(name, {}) for name in ("faults", "requests", "runs"))
+        completed = sum(number for name, number in runs.items() if "COMPLETED" in name)
+        verdict = "everything held" if not self.wrong else f"{len(self.wrong)} THINGS WENT WRONG"
+        return "\n".join(
+            [
+                *lines,
+                f"seed {self.seed}: {sum(faults.values())} faults, {sum(asked.values())} requests "
+                f"({asked.get('ok', 0)} ok), {sum(runs.values())} runs ({completed} completed): {verdict}",
+            ]
         )
-        return f"{text}: {'everything held' if not self.wrong else f'{len(self.wrong)} THINGS WENT WRONG'}"
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_line(one)}" for name, one in value.items())
+    return str(value)
 
 
 async def run(
-    folder: Path, *, seed: int, seconds: float, phases: Collection[str], tenants: int, say: Say = print
+    folder: Path,
+    *,
+    seed: int,
+    phases: Collection[str],
+    plan: Sequence[faults.Fault],
+    tenants: int,
+    paced: bool = False,
+    say: Say = print,
 ) -> Report:
-    """Runs the phases on a stack of their own in ``folder``, which is left behind if anything went wrong."""
-    say(f"seed {seed} (CHAOS_SEED={seed} repeats this schedule); logs in {folder}")
+    """Runs the phases on a stack of their own in ``folder``, which is left behind if anything went wrong.
+
+    ``plan`` is what phase ``chaos`` does, at its times, or (``paced``) each part when all is well again; the seed is
+    the customers' mind.
+    """
+    say(f"seed {seed}; logs in {folder}")
     with running(folder) as stack:
         source = await asyncio.to_thread(plant, stack)
-        report = await _Endurance(stack, source, folder, seed, seconds, tenants, say).run(phases)
+        report = await _Endurance(stack, source, folder, seed, plan, paced, tenants, say).run(phases)
     if not report.wrong:
         shutil.rmtree(folder, ignore_errors=True)
     return report
@@ -119,57 +136,38 @@ def _kept_environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": PYTHONPATH, "PYTHONUNBUFFERED": "1"}
 
 
-def plant(stack: Stack) -> Source:
-    """Makes an export with some rows on each of six dates, in two currencies, and sums it at the source."""
-    today = datetime.now(UTC).date()
-    days = [datetime(2025, 11, day, tzinfo=UTC).date() for day in (3, 4, 5, 6)] + [today - timedelta(days=1), today]
-    dice = random.Random(1)
-    rows = [
-        billing.row(
-            usage_start_time=f"{day}T{hour % 24:02}:00:00Z",
-            usage_end_time=f"{day}T{hour % 24:02}:59:59Z",
-            export_time=f"{day}T23:{hour % 60:02}:00Z",
-            invoice={"month": f"{day:%Y%m}"},
-            cost=round(dice.uniform(0, 9), 6),
-            currency="USD" if hour % 3 else "EUR",
-            credits=[{"name": "promotion", "amount": -round(dice.uniform(0, 1), 6), "type": "PROMOTION"}]
-            if hour % 4
-            else [],
-        )
-        for number, day in enumerate(days)
-        for hour in range(30 + 7 * number)
-    ]
-    client = stack.bigquery(CUSTOMER_PROJECT)
-    try:
-        reference = billing.Customer(client).export(rows, dataset="endurance", partition=None)
-    finally:
-        client.close()
-    where = {"project_id": CUSTOMER_PROJECT, "dataset_id": reference.dataset_id, "table_id": reference.table_id}
-    dates = [str(day) for day in days]
-    expected = {date: source_totals(stack, *where.values(), date) for date in dates}
-    return Source(where, dates, expected)
-
-
 class _Endurance:
     """One run of all phases."""
 
     def __init__(
-        self, stack: Stack, source: Source, folder: Path, seed: int, seconds: float, tenants: int, say: Say
+        self,
+        stack: Stack,
+        source: Source,
+        folder: Path,
+        seed: int,
+        plan: Sequence[faults.Fault],
+        paced: bool,
+        tenants: int,
+        say: Say,
     ) -> None:
         self._stack = stack
         self._source = source
         self._seed = seed
-        self._seconds = seconds
+        self._plan = plan
+        self._paced = paced
         self._say = say
         self._history = History(folder / "requests.jsonl")
         self._client = Client(stack, self._history)
         self._customers = [
-            Customer(f"endure_{n}", _PLANS[n % len(_PLANS)], stack, self._client, source.where, seed * 1000 + n)
+            Customer(f"endure_{n}", _PLANS[n % len(_PLANS)], stack, self._client, source, seed * 1000 + n)
             for n in range(tenants)
         ]
         self._jobs = Jobs(self._client, stack.admin_api_key, seed)
-        self._report = Report(seed, seconds)
+        self._report = Report(seed)
         self._dice = random.Random(seed)
+        self._growth = Growth(stack, source, seed)
+        self._held: Counter[str] = Counter()
+        self._worked = 0.0
 
     async def run(self, phases: Collection[str]) -> Report:
         sampler = Sampler(self._stack, self._customers)
@@ -191,14 +189,23 @@ class _Endurance:
                     each.leaving = False
                 await asyncio.wait_for(asyncio.gather(*(each.begin() for each in known)), _BEGIN_SECONDS)
                 await self._drain(known)
-            self._report.wrong += sampler.wrong + self._history.wrong
-            self._report.wrong += await invariants.check(self._stack, known, self._client, self._source.expected)
+            for date in self._source.dates:
+                await asyncio.to_thread(self._growth.look, date)
+            found = await invariants.check(self._stack, known, self._client, self._source, self._held)
+            self._report.wrong += sampler.wrong + self._history.wrong + found
+            self._sum_up(known, harm, sampler)
+            if not self._report.wrong:
+                await self._prove(known, sampler)
         finally:
             await harm.close()
             await self._client.close()
-        self._say(f"invariants checked: {sampler.samples} samples, most leases at once {dict(sampler.most)}")
-        self._sum_up(known, harm, sampler)
         return self._report
+
+    async def _prove(self, known: Sequence[Customer], sampler: Sampler) -> None:
+        """Nothing was found: then what is planted now must be."""
+        number, missed = await asyncio.to_thread(planted.found, self._stack, known, self._source, sampler)
+        self._report.wrong += [f"the checks did not find what was planted: {text}" for text in missed]
+        self._report.figures["planted"] = {"harms": number, "found": number - len(missed)}
 
     # ---------------------------------------------------------------- the phases
 
@@ -264,12 +271,12 @@ class _Endurance:
         self._report.figures["overload"] = figures
 
     async def _chaos(self, harm: faults.Harm) -> None:
-        plan = faults.plan(self._seed, self._seconds)
-        self._say(f"chaos: {len(plan)} faults in {self._seconds:.0f} s")
+        self._say(f"chaos: {len(self._plan)} faults")
         async with self._working():
             # The others are onboarded while it goes on.
             await self._until_begun(max(1, len(self._customers) // 2))
-            await harm.follow(plan, self._seed)
+            await (harm.pace if self._paced else harm.follow)(self._plan, self._seed)
+            await _until(self._everybody_runs, _BEGIN_SECONDS, "each tenant has a run that was acknowledged")
 
     async def _drain(self, known: Sequence[Customer]) -> None:
         self._say("draining")
@@ -284,17 +291,17 @@ class _Endurance:
     @asynccontextmanager
     async def _working(self) -> AsyncIterator[None]:
         """Everybody works inside the block."""
-        lives = [
-            customer.live(self._source.dates, self._source.expected, self._customers) for customer in self._customers
-        ]
+        lives = [customer.live(self._customers) for customer in self._customers]
         workers: list[Customer | Jobs] = [*self._customers, self._jobs]
         for worker in workers:
             worker.leaving = False
         tasks = [asyncio.create_task(life) for life in (*lives, self._jobs.live())]
-        async with self._running(self._hours_pass(), self._progress()):
+        began = time.monotonic()
+        async with self._running(self._hours_pass(), self._growth.live(), self._progress()):
             try:
                 yield
             finally:
+                self._worked += time.monotonic() - began
                 for worker in workers:
                     worker.leaving = True
                 _, late = await asyncio.wait(tasks, timeout=_LEAVE_SECONDS)
@@ -322,6 +329,10 @@ class _Endurance:
 
         await _until(begun, _BEGIN_SECONDS, f"{count} tenants are onboarded")
 
+    def _everybody_runs(self) -> bool:
+        begun = [customer for customer in self._customers if customer.key]
+        return all(any(run.acknowledged for run in customer.runs.values()) for customer in begun)
+
     async def _hours_pass(self) -> None:
         """Now and then a schedule finds that some hours have passed: once for each, or an occurrence would recur."""
         client = self._stack.bigquery()
@@ -333,7 +344,7 @@ class _Endurance:
                     continue
                 schedule = self._dice.choice(known)
                 schedule.shifted = True
-                with contextlib.suppress(GoogleAPICallError, RequestException, OSError):
+                with contextlib.suppress(*OUT_OF_REACH):
                     await asyncio.to_thread(_shift, client, schedule.config_id, self._dice.randint(1, 3))
         finally:
             client.close()
@@ -351,39 +362,46 @@ class _Endurance:
 
     def _sum_up(self, known: Sequence[Customer], harm: faults.Harm, sampler: Sampler) -> None:
         client = self._stack.bigquery()
-        statuses: dict[str, int] = {}
+        runs: Counter[str] = Counter()
         try:
             for customer in known:
-                sql = "SELECT status, COUNT(*) AS n FROM x_meta_pipeline_runs GROUP BY status"
-                for row in invariants.read(client, sql, customer.tenant_id):
-                    statuses[row["status"]] = statuses.get(row["status"], 0) + row["n"]
+                for row in invariants.read(client, _ENDED, customer.tenant_id):
+                    runs[f"{row['by']} {row['status']} {row['what'] or ''}".strip()] += row["n"]
         finally:
             client.close()
         of = self._history.total
         seconds = sorted(self._history.seconds) or [0.0]
         self._report.figures |= {
-            "faults": sum(harm.done.values()),
-            "faults_by_kind": dict(harm.done),
-            "requests": sum(self._history.counts.values()),
-            "ok": of(Kind.OK),
-            "refused": of(Kind.REFUSED),
-            "unanswered": of(Kind.UNKNOWN),
+            "faults": dict(harm.done),
+            "met": dict(harm.met),
+            "requests": {kind.value: of(kind) for kind in Kind},
+            "operations": _by_operation(self._history),
             "p50_seconds": round(statistics.median(seconds), 3),
             "p99_seconds": round(seconds[int(0.99 * (len(seconds) - 1))], 3),
+            "working_seconds": round(self._worked, 1),
             "tenants": len(known),
-            "runs": sum(statuses.values()),
-            "completed": statuses.get("COMPLETED", 0),
-            "runs_by_status": statuses,
+            "runs": dict(sorted(runs.items())),
+            "source_changes": self._growth.grown,
             "restarts": {name: one["restarts"] for name, one in self._stack.now().processes.items()},
             "samples": sampler.samples,
+            "most_leases": dict(sampler.most),
+            "held": dict(self._held),
         }
+
+
+def _by_operation(history: History) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (what, kind), number in sorted(history.counts.items(), key=str):
+        found.setdefault(what, {})[kind.value] = number
+    return found
 
 
 def _shift(client: bigquery.Client, config_id: str, hours: int) -> None:
     sql = (
         "UPDATE tenants.tenant_pipeline_configs "
         f"SET next_run_time = TIMESTAMP_SUB(next_run_time, INTERVAL {hours} HOUR) "
-        f"WHERE config_id = '{config_id}' AND is_active"
+        # One that has fired by itself would fire the same occurrence again.
+        f"WHERE config_id = '{config_id}' AND is_active AND last_scheduled_for IS NULL"
     )
     client.query_and_wait(sql, retry=None, job_retry=None)
 
@@ -395,12 +413,21 @@ async def _until(condition: Callable[[], bool], timeout: float, what: str) -> No
         await asyncio.sleep(0.1)
 
 
+def _ask_store(stack: Stack) -> None:
+    client = stack.bigquery()
+    try:
+        invariants.read(client, "SELECT 1 AS one", patience=0)
+    finally:
+        client.close()
+
+
 async def _until_healthy(stack: Stack) -> None:
     async with httpx.AsyncClient(timeout=5) as http:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while True:
-            with contextlib.suppress(httpx.HTTPError):
+            with contextlib.suppress(httpx.HTTPError, *OUT_OF_REACH):
                 if (await http.get(f"{stack.rest}/health")).status_code == 200:
+                    await asyncio.to_thread(_ask_store, stack)
                     return
-            assert time.monotonic() < deadline, "the stack is not healthy again within 90 s"
+            assert time.monotonic() < deadline, "the stack is not healthy again within 180 s"
             await asyncio.sleep(0.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,9 +21,12 @@ from tests.support.stack import Stack
 
 # The lease is 60 s: whoever sleeps longer must find that its work is another's.
 PAST_THE_LEASE = 66.0
+_AT_WORK_SECONDS = 120.0
 _REPLICAS = tuple(
     f"{service}-{number}" for service in ("tenant", "credential", "pipeline_executor", "scheduler") for number in (1, 2)
 )
+_RUNS_LIVE = re.compile(r"^convergence_runs_live ([0-9.]+)$", re.MULTILINE)
+EVERYTHING = "everything"
 _EXECUTORS = ("pipeline_executor-1", "pipeline_executor-2")
 
 
@@ -78,11 +82,30 @@ def plan(seed: int, seconds: float) -> list[Fault]:
     return sorted(faults, key=lambda fault: fault.at)
 
 
+def each_once() -> list[Fault]:
+    """A kill -9 of every part and of all at once, and lost replies: for ``Harm.pace``, which needs no times."""
+    return [
+        Fault(0, "kill -9", "pipeline_executor-1"),
+        Fault(0, "kill -9", EVERYTHING),
+        Fault(0, "store", "proxy", 5, (("lose", 0.15), ("drop", 0.05), ("refuse", 0.05))),
+        Fault(0, "kill -9", "tenant-1"),
+        Fault(0, "kill -9", "kms"),
+        Fault(0, "kill -9", "scheduler-1"),
+        Fault(0, "envoy", "between", 4, (("abort", 15), ("delay", 20), ("delay_ms", 1000))),
+        Fault(0, "kill -9", "credential-1"),
+        Fault(0, "kill -9", "between"),
+        Fault(0, "kill -9", "bigquery"),
+        Fault(0, "kill -9", "gateway"),
+    ]
+
+
 class Harm:
     """Does the plan to a stack."""
 
     def __init__(self, stack: Stack, say: Callable[[str], None]) -> None:
+        # What was done, and how many statements and calls it met.
         self.done: Counter[str] = Counter()
+        self.met: Counter[str] = Counter()
         self._stack = stack
         self._say = say
         self._asleep: set[Identity] = set()
@@ -96,24 +119,49 @@ class Harm:
                 await asyncio.sleep(max(0.0, began + fault.at - asyncio.get_running_loop().time()))
                 group.create_task(self._do(fault, seed + number))
 
+    async def pace(self, faults: Sequence[Fault], seed: int) -> None:
+        """Does one after another, each when all is well again and a run is under way, however fast the machine is."""
+        for number, fault in enumerate(faults):
+            await self._until_at_work()
+            await self._do(fault, seed + number)
+
+    async def _until_at_work(self) -> None:
+        deadline = asyncio.get_running_loop().time() + _AT_WORK_SECONDS
+        while not (await self._healthy() and await self._runs_under_way()):
+            if asyncio.get_running_loop().time() > deadline:
+                raise TimeoutError(f"within {_AT_WORK_SECONDS:.0f} s no run is under way again")
+            await asyncio.sleep(0.2)
+
+    async def _healthy(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return (await self._http.get(f"{self._stack.rest}/health")).status_code == 200
+        return False
+
     async def _do(self, fault: Fault, seed: int) -> None:
         self._say(str(fault))
         self.done[f"{fault.kind} {fault.target.rpartition('-')[0] or fault.target}"] += 1
         match fault.kind:
             case "kill -9":
-                self._stack.process(fault.target).send(signal.SIGKILL)
+                self.met["runs under way at kills"] += await self._runs_under_way()
+                names = self._stack.now().processes if fault.target == EVERYTHING else [fault.target]
+                for victim in [self._stack.process(name) for name in names]:
+                    victim.send(signal.SIGKILL)
             case "SIGTERM":
                 self._stack.process(fault.target).send(signal.SIGTERM)
             case "SIGSTOP":
                 await self._sleep_of(self._stack.process(fault.target), fault.lasting)
             case "store":
+                before = await self._store_met()
                 await self._set_store(dict(fault.rates) | {"seed": seed})
                 await asyncio.sleep(fault.lasting)
                 await self._set_store({})
+                self.met += await self._store_met() - before
             case "envoy":
+                before = await self._envoy_met(fault.target)
                 await self._set_envoy(fault.target, dict(fault.rates))
                 await asyncio.sleep(fault.lasting)
                 await self._set_envoy(fault.target, dict.fromkeys(dict(fault.rates), 0))
+                self.met += await self._envoy_met(fault.target) - before
 
     async def _sleep_of(self, process: Identity, seconds: float) -> None:
         if process in self._asleep:
@@ -129,6 +177,32 @@ class Harm:
     async def _set_store(self, rates: dict[str, float]) -> None:
         with contextlib.suppress(httpx.HTTPError):
             await self._http.post(f"{self._stack.store_proxy}/chaos", json=rates)
+
+    async def _runs_under_way(self) -> int:
+        """What the executors that can be asked say they execute."""
+        found = 0
+        for name in _EXECUTORS:
+            with contextlib.suppress(httpx.HTTPError):
+                page = await self._http.get(self._stack.metrics[name], timeout=1)
+                found += sum(int(float(value)) for value in _RUNS_LIVE.findall(page.text))
+        return found
+
+    async def _store_met(self) -> Counter[str]:
+        with contextlib.suppress(httpx.HTTPError):
+            done = (await self._http.get(f"{self._stack.store_proxy}/chaos")).json()
+            return Counter({f"store {kind}": number for kind, number in done.items() if kind != "passed"})
+        return Counter()
+
+    async def _envoy_met(self, which: str) -> Counter[str]:
+        met: Counter[str] = Counter()
+        with contextlib.suppress(httpx.HTTPError):
+            stats = await self._http.get(
+                f"{self._stack.described[f'{which}_admin']}/stats", params={"filter": "_injected", "format": "json"}
+            )
+            for stat in stats.json()["stats"]:
+                if "fault." in stat.get("name", ""):
+                    met[f"{which} {stat['name'].rpartition('.')[2].removesuffix('_injected')}"] += stat["value"]
+        return met
 
     async def _set_envoy(self, which: str, values: dict[str, float]) -> None:
         query = {f"chaos.{which}.{name}": str(int(value)) for name, value in values.items()}

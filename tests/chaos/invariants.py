@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from google.api_core.exceptions import GoogleAPICallError
 from google.cloud import bigquery
-from requests.exceptions import RequestException
 
-from tests.chaos.load import Client, Customer, Jobs
+from tests.chaos.load import Client, Customer, Jobs, RunFacts
+from tests.chaos.source import OUT_OF_REACH, Source, count
 from tests.support.stack import ENDED, Stack, Totals
 
 _READ_SECONDS = 20.0
+_READERS = 8
+_EVERY_SECONDS = 3.0
+_GRANTS = "SELECT tenant_id, concurrent_limit, grants FROM tenant_usage_quotas"
 _GOING = "SELECT COUNT(*) AS n FROM x_meta_pipeline_runs WHERE status NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')"
 _TWICE = (
     "SELECT config_id, scheduled_for, COUNT(*) AS n FROM scheduled_pipeline_runs "
@@ -34,12 +37,40 @@ _OWNERS = (
     "WHERE usage_date IS NOT NULL GROUP BY 1, 2"
 )
 
+# What makes a row one thing, by table.
+_ONCE_CENTRAL = {
+    "scheduled_pipeline_runs": "run_id",
+    "pipeline_execution_queue": "run_id",
+    "tenant_pipeline_configs": "config_id",
+    "tenant_api_keys": "api_key_id",
+}
+_ONCE = {
+    "x_meta_pipeline_runs": "pipeline_logging_id, attempt",
+    "x_meta_step_logs": "pipeline_logging_id, attempt, step",
+    "x_meta_dq_results": "pipeline_logging_id, attempt, check_name, dimension",
+}
 
-def read(client: bigquery.Client, sql: str, dataset: str = "tenants") -> list[dict[str, Any]]:
-    """Rows of a query."""
+
+def read(
+    client: bigquery.Client, sql: str, dataset: str = "tenants", *, patience: float = 90.0
+) -> list[dict[str, Any]]:
+    """Rows of a query; asked again for ``patience`` seconds while the store is out of reach."""
     config = bigquery.QueryJobConfig(use_query_cache=False, default_dataset=f"{client.project}.{dataset}")
-    rows = client.query_and_wait(sql, job_config=config, retry=None, job_retry=None, api_timeout=_READ_SECONDS)
-    return [dict(row) for row in rows]
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            rows = client.query_and_wait(sql, job_config=config, retry=None, job_retry=None, api_timeout=_READ_SECONDS)
+            return [dict(row) for row in rows]
+        except OUT_OF_REACH:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def _more_than_once(client: bigquery.Client, table: str, key: str, dataset: str = "tenants") -> list[dict[str, Any]]:
+    columns = ", ".join(f"t.{name}" for name in key.split(", "))
+    sql = f"SELECT {columns}, COUNT(*) AS n FROM {table} AS t GROUP BY {columns} HAVING COUNT(*) > 1"
+    return read(client, sql, dataset)
 
 
 class Sampler:
@@ -62,29 +93,34 @@ class Sampler:
                 # A dead emulator is one of the faults.
                 try:
                     await asyncio.to_thread(self.sample, client)
-                except (GoogleAPICallError, RequestException, OSError):
+                except OUT_OF_REACH:
                     await asyncio.sleep(1)
-                await asyncio.sleep(1.5)
+                await asyncio.sleep(_EVERY_SECONDS)
         finally:
             client.close()
 
     def sample(self, client: bigquery.Client) -> None:
         """I2 over all tenants, I4 over one."""
-        for row in read(client, "SELECT tenant_id, concurrent_limit, grants FROM tenant_usage_quotas"):
+        self.quotas(client)
+        known = [each for each in self._customers if each.key]
+        if known:
+            self._turn += 1
+            self.look(client, known[self._turn % len(known)].tenant_id)
+        self.samples += 1
+
+    def quotas(self, client: bigquery.Client) -> None:
+        """I2, over all tenants."""
+        for row in read(client, _GRANTS, patience=0):
             now = datetime.now(UTC)
             live = [g for g in json.loads(row["grants"] or "[]") if g["state"] == "LIVE" and _time(g["until"]) > now]
             self.most[row["tenant_id"]] = max(self.most[row["tenant_id"]], len(live))
             if len(live) > row["concurrent_limit"]:
                 self.wrong.append(f"I2: {row['tenant_id']} has {len(live)} live leases of {row['concurrent_limit']}")
-        known = [each for each in self._customers if each.key]
-        if known:
-            self._turn += 1
-            self._look(client, known[self._turn % len(known)].tenant_id)
-        self.samples += 1
 
-    def _look(self, client: bigquery.Client, tenant_id: str) -> None:
+    def look(self, client: bigquery.Client, tenant_id: str) -> None:
+        """I4, over one tenant."""
         sql = "SELECT pipeline_logging_id, attempt, status, outcome, rows_published FROM x_meta_pipeline_runs"
-        for row in read(client, sql, tenant_id):
+        for row in read(client, sql, tenant_id, patience=0):
             key = row["pipeline_logging_id"], row["attempt"]
             now = (row["status"], row["outcome"], row["rows_published"])
             if self._ended.get(key, now) != now:
@@ -117,11 +153,7 @@ async def drained(stack: Stack, customers: Iterable[Customer], jobs: Jobs, *, se
 def _left(client: bigquery.Client, tenants: Sequence[str]) -> str:
     queue = read(client, "SELECT state, reason, COUNT(*) AS n FROM pipeline_execution_queue GROUP BY state, reason")
     waiting = {f"{r['state']} {r['reason']}": r["n"] for r in queue if not _at_rest(r)}
-    live = sum(
-        grant["state"] == "LIVE"
-        for row in read(client, "SELECT grants FROM tenant_usage_quotas")
-        for grant in json.loads(row["grants"] or "[]")
-    )
+    live = sum(grant["state"] == "LIVE" for row in read(client, _GRANTS) for grant in json.loads(row["grants"] or "[]"))
     going = {name: found for name in tenants if (found := read(client, _GOING, name)[0]["n"])}
     parts = [
         f"queue {waiting}" if waiting else "",
@@ -137,28 +169,43 @@ def _at_rest(row: Mapping[str, Any]) -> bool:
 
 
 async def check(
-    stack: Stack, customers: Sequence[Customer], client: Client, expected: Mapping[str, Mapping[str, Totals]]
+    stack: Stack, customers: Sequence[Customer], client: Client, source: Source, held: Counter[str]
 ) -> list[str]:
-    """Everything that is wrong at the end."""
+    """Everything that is wrong at the end; ``held`` counts what was held against the tables."""
     wrong: list[str] = []
     answer = await client.call("invariants", "GET", "/scheduler/invariants", key=stack.admin_api_key)
     if not answer.ok or answer.body["violation_count"]:
         wrong.append(f"the scheduler's own invariants: {answer.body}")
-    for customer in customers:
-        for run in customer.runs.values():
-            if run.acknowledged and not (await customer.read(run)).ok:
-                wrong.append(f"run {run.run_id} of {customer.tenant_id} was acknowledged and cannot be read")
+    acknowledged = [(each, run) for each in customers for run in each.runs.values() if run.acknowledged]
+    held["runs read again"] = len(acknowledged)
+    gate = asyncio.Semaphore(_READERS)
+
+    async def readable(customer: Customer, run: RunFacts) -> bool:
+        async with gate:
+            return (await customer.read(run)).ok
+
+    read_again = await asyncio.gather(*(readable(customer, run) for customer, run in acknowledged))
+    wrong += [
+        f"run {run.run_id} of {customer.tenant_id} was acknowledged and cannot be read"
+        for (customer, run), found in zip(acknowledged, read_again, strict=True)
+        if not found
+    ]
+    return wrong + await asyncio.to_thread(tables, stack, customers, source, held)
+
+
+def tables(stack: Stack, customers: Sequence[Customer], source: Source, held: Counter[str]) -> list[str]:
+    """Everything that is wrong in the tables."""
     store = stack.bigquery()
     try:
-        wrong += await asyncio.to_thread(_central, store, customers)
+        wrong = _central(store, customers, held)
         for customer in customers:
-            wrong += await asyncio.to_thread(_tenant, store, customer, expected)
+            wrong += _tenant(store, customer, source, held)
+        return wrong
     finally:
         store.close()
-    return wrong
 
 
-def _central(store: bigquery.Client, customers: Sequence[Customer]) -> list[str]:
+def _central(store: bigquery.Client, customers: Sequence[Customer], held: Counter[str]) -> list[str]:
     wrong: list[str] = []
     mine = {each.tenant_id: each for each in customers}
     for table in ("tenant_profiles", "tenant_subscriptions", "tenant_usage_quotas"):
@@ -170,10 +217,9 @@ def _central(store: bigquery.Client, customers: Sequence[Customer]) -> list[str]
             wrong.append(f"{table} does not hold each tenant once: {counts}")
     for row in read(store, _TWICE):
         wrong.append(f"I1: {row['n']} runs of one occurrence: {row}")
-    for row in read(
-        store, "SELECT run_id, COUNT(*) AS n FROM scheduled_pipeline_runs GROUP BY run_id HAVING COUNT(*) > 1"
-    ):
-        wrong.append(f"I1: {row['n']} rows of one run: {row}")
+    for table, key in _ONCE_CENTRAL.items():
+        for row in _more_than_once(store, table, key):
+            wrong.append(f"I1: {table} has {row['n']} rows of {row}")
     late = datetime.now(UTC) - timedelta(minutes=2)
     configs = {
         r["config_id"]: r
@@ -184,7 +230,12 @@ def _central(store: bigquery.Client, customers: Sequence[Customer]) -> list[str]
     for row in configs.values():
         if row["is_active"] and (row["next_run_time"] is None or row["next_run_time"] < late):
             wrong.append(f"I6: schedule {row['config_id']} is left behind: {row['next_run_time']}")
+    held["schedules"] = len(configs)
+    held["occurrences"] = read(store, "SELECT COUNT(*) AS n FROM scheduled_pipeline_runs")[0]["n"]
     for customer in customers:
+        held["acknowledged changes"] += (
+            len(customer.schedules) + len(customer.backfills) + len(customer.keys) + bool(customer.credential_id)
+        )
         for schedule in customer.schedules.values():
             row = configs.get(schedule.config_id)
             if row is None or row["tenant_id"] != customer.tenant_id:
@@ -217,7 +268,7 @@ def _central(store: bigquery.Client, customers: Sequence[Customer]) -> list[str]
     return wrong
 
 
-def _tenant(store: bigquery.Client, customer: Customer, expected: Mapping[str, Mapping[str, Totals]]) -> list[str]:
+def _tenant(store: bigquery.Client, customer: Customer, source: Source, held: Counter[str]) -> list[str]:
     wrong: list[str] = []
     tenant_id = customer.tenant_id
     [quota] = read(store, f"SELECT * FROM tenant_usage_quotas WHERE tenant_id = '{tenant_id}'")
@@ -226,8 +277,10 @@ def _tenant(store: bigquery.Client, customer: Customer, expected: Mapping[str, M
         (r["pipeline_logging_id"], r["attempt"]): r
         for r in read(store, "SELECT * FROM x_meta_pipeline_runs", tenant_id)
     }
-    if len(runs) != read(store, "SELECT COUNT(*) AS n FROM x_meta_pipeline_runs", tenant_id)[0]["n"]:
-        wrong.append(f"I1: {tenant_id} has two rows of one attempt")
+    held["attempts"] += len(runs)
+    for table, key in _ONCE.items():
+        for row in _more_than_once(store, table, key, tenant_id):
+            wrong.append(f"I1: {tenant_id}.{table} has {row['n']} rows of {row}")
     if alive := [key for key, grant in grants.items() if grant["state"] == "LIVE"]:
         wrong.append(f"I5: grants of {tenant_id} live on: {alive}")
     counted = [grant for grant in grants.values() if grant["state"] != "REFUNDED"]
@@ -248,18 +301,32 @@ def _tenant(store: bigquery.Client, customer: Customer, expected: Mapping[str, M
             wrong.append(f"run {run_id} of {tenant_id} was acknowledged and has no row")
         if len(attempts) > 1:
             wrong.append(f"I10: run {run_id} of {tenant_id}, asked for by hand, has {len(attempts)} attempts")
-    wrong += _data(store, tenant_id, runs, expected)
+        for run in attempts:
+            what, rows = run["outcome"], run["rows_published"] or 0
+            if run["status"] == "COMPLETED" and what == "PUBLISHED" and not _may_be(rows, facts, source):
+                wrong.append(
+                    f"I7: run {run_id} of {tenant_id} published {rows} rows of {facts.date}, whose source had "
+                    f"{facts.least} when it was asked for, and {sorted(source.counts(facts.date))} in all"
+                )
+            if facts.final and facts.final != (run["status"], what or facts.final[1], rows):
+                wrong.append(f"I4: run {run_id} of {tenant_id} was said to be {facts.final} and is {run}")
+    wrong += _data(store, customer, runs, source, held)
     return wrong
+
+
+def _may_be(rows: int, facts: RunFacts, source: Source) -> bool:
+    return rows >= facts.least and rows in source.counts(facts.date)
 
 
 def _data(
     store: bigquery.Client,
-    tenant_id: str,
+    customer: Customer,
     runs: Mapping[tuple[str, int], Mapping[str, Any]],
-    expected: Mapping[str, Mapping[str, Totals]],
+    source: Source,
+    held: Counter[str],
 ) -> list[str]:
-    """I7: each date is its source's rows, whole, and all of one run that says so; or nothing."""
-    wrong = []
+    """I7: each date is one state of its source, whole, all of one run that says so, no older than was promised."""
+    wrong, tenant_id = [], customer.tenant_id
     sql = (
         "SELECT usage_date, currency, COUNT(*) AS row_count, SUM(cost) AS cost, SUM(credits_total) AS credits, "
         "SUM(net_cost) AS net FROM gcp_cost_billing WHERE usage_date IS NOT NULL GROUP BY usage_date, currency"
@@ -268,14 +335,23 @@ def _data(
     for row in read(store, sql, tenant_id):
         day, currency = str(row.pop("usage_date")), row.pop("currency")
         found.setdefault(day, {})[currency] = Totals(**row)
+    promised: dict[str, int] = {}
+    for (run_id, _), run in runs.items():
+        if run["status"] == "COMPLETED" and (facts := customer.runs.get(run_id)):
+            promised[facts.date] = max(promised.get(facts.date, 0), facts.least)
     published = {
         str(run["start_date"]): run
         for run in runs.values()
         if run["status"] == "COMPLETED" and run["outcome"] == "PUBLISHED" and run["start_date"] == run["end_date"]
     }
     for date, totals in found.items():
-        if totals != expected.get(date):
-            wrong.append(f"I7: {tenant_id} {date} holds {totals}, its source {expected.get(date)}")
+        held["dates"] += 1
+        held["rows"] += count(totals)
+        if totals not in source.states.get(date, ()):
+            wrong.append(f"I7: {tenant_id} {date} holds {totals}, its source never did: {source.states.get(date)}")
+    for date, least in promised.items():
+        if count(found.get(date, {})) < least:
+            wrong.append(f"I7: {tenant_id} {date} holds {found.get(date)}, older than the {least} rows of a later run")
     if missing := set(published) - set(found):
         wrong.append(f"I7: {tenant_id} was told that {missing} is published, and there are no rows")
     owners: dict[str, list[str]] = {}

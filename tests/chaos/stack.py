@@ -108,7 +108,7 @@ class ChaosLayout(Layout):
             ports = ports or [r.authz for r in self.replicas if r.service == "tenant"]
             cluster["load_assignment"] = _endpoints(name, ports)
         filters = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-        filters["http_filters"].insert(-1, _fault("gateway"))
+        filters["http_filters"].insert(-1, _fault("gateway", {"http_status": 503}))
         path.write_text(yaml.safe_dump(config | _runtime(self.gateway_admin), sort_keys=False))
         return command
 
@@ -177,14 +177,14 @@ class ChaosSupervisor(Supervisor):
         super()._keep(child)
 
 
-def _fault(where: str) -> dict[str, Any]:
-    """Does nothing until the admin port sets its runtime keys."""
+def _fault(where: str, abort: Mapping[str, int]) -> dict[str, Any]:
+    """Does nothing until the admin port sets its runtime keys; ``abort`` is the status it answers with."""
     return {
         "name": "envoy.filters.http.fault",
         "typed_config": {
             "@type": _FAULT_TYPE,
             "delay": {"fixed_delay": "1s", "percentage": {"numerator": 0}},
-            "abort": {"grpc_status": 14, "percentage": {"numerator": 0}},
+            "abort": {**abort, "percentage": {"numerator": 0}},
             "delay_percent_runtime": f"chaos.{where}.delay",
             "delay_duration_runtime": f"chaos.{where}.delay_ms",
             "abort_percent_runtime": f"chaos.{where}.abort",
@@ -227,7 +227,7 @@ def _listener(service: str, port: int) -> dict[str, Any]:
         "stat_prefix": service,
         "codec_type": "HTTP2",
         "stream_idle_timeout": "0s",
-        "http_filters": [_fault("between"), _ROUTER],
+        "http_filters": [_fault("between", {"grpc_status": 14}), _ROUTER],
         "route_config": {"virtual_hosts": [{"name": service, "domains": ["*"], "routes": [route]}]},
     }
     return {

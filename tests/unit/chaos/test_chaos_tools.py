@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
 
 from services.pipeline_executor.domain import LEASE
 from tests.chaos import faults
-from tests.chaos.load import Client, Kind
+from tests.chaos.load import Client, Customer, History, Kind, RunFacts
+from tests.chaos.source import Source
 from tests.chaos.store_proxy import Faults, Handler, Server
+from tests.support.stack import Stack, Totals
 
 
 def test_a_seed_is_a_schedule_and_another_seed_another() -> None:
@@ -24,6 +28,48 @@ def test_a_seed_is_a_schedule_and_another_seed_another() -> None:
     assert {fault.target for fault in first} >= {"bigquery", "proxy", "between", "gateway"}
     assert any(fault.kind == "SIGSTOP" and fault.lasting > LEASE.total_seconds() for fault in first)
     assert any(fault.lasting > LEASE.total_seconds() for fault in faults.plan(1, 120))
+
+
+def test_the_short_plan_kills_every_part_and_all_at_once() -> None:
+    killed = {
+        fault.target.rpartition("-")[0] or fault.target for fault in faults.each_once() if fault.kind == "kill -9"
+    }
+    services = {"tenant", "credential", "pipeline_executor", "scheduler"}
+    assert killed == services | {"gateway", "between", "kms", "bigquery", faults.EVERYTHING}
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "force", "wrong"),
+    [
+        ("COMPLETED", "PUBLISHED", False, ""),
+        ("COMPLETED", "UNCHANGED", False, ""),
+        ("COMPLETED", "UNCHANGED", True, "was forced"),
+        ("COMPLETED", "NO_DATA", False, "its source has rows"),
+        ("RUNNING", "", False, "is RUNNING again"),
+        ("FAILED", "", False, "and is ('FAILED'"),
+    ],
+)
+def test_an_end_that_changes_or_cannot_be_is_wrong(
+    status: str, outcome: str, force: bool, wrong: str, tmp_path: Path
+) -> None:
+    history = History(tmp_path / "requests.jsonl")
+    stack = Stack(tmp_path, {"rest": "http://127.0.0.1:1"})
+    customer = Customer("endure", "SCALE", stack, Client(stack, history), Source({}, {"2025-11-03": []}), 1)
+    run = RunFacts("r", "k", "2025-11-03", least=1, parameters={"force": True} if force else {})
+    if "is" in wrong.split():
+        run.final = ("COMPLETED", "PUBLISHED", 7)
+    said = {"status": status, "outcome": outcome, "rows_published": "7", "error": {"reason": "STORE_UNAVAILABLE"}}
+    customer.judge(run, said)
+    assert bool(history.wrong) == bool(wrong)
+    assert wrong in "".join(history.wrong)
+
+
+def test_the_source_knows_each_state_it_was_in() -> None:
+    def state(rows: int) -> dict[str, Totals]:
+        return {"USD": Totals(rows, Decimal(1), Decimal(0), Decimal(1)), "EUR": Totals(2, *[Decimal(0)] * 3)}
+
+    source = Source({}, {"2025-11-03": [state(5), state(6)]})
+    assert (source.now("2025-11-03"), source.counts("2025-11-03")) == (8, {7, 8})
 
 
 @contextmanager
