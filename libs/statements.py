@@ -83,10 +83,15 @@ class Sql:
         named = set(_PARAMETER.findall(_COMMENT.sub("", self.text)))
         return {name: value for name, value in params.items() if name in named}
 
+    @property
+    def placeholders(self) -> frozenset[str]:
+        """The names that ``with_tables`` asks for."""
+        return frozenset(PLACEHOLDER.findall(self.text))
+
     def with_tables(self, **tables: TableRef) -> Sql:
         """Puts quoted table names for ``{name}``; ``ValueError`` if names and placeholders differ."""
-        if set(PLACEHOLDER.findall(self.text)) != set(tables):
-            raise ValueError(f"{self.name} has placeholders {sorted(set(PLACEHOLDER.findall(self.text)))}")
+        if self.placeholders != set(tables):
+            raise ValueError(f"{self.name} has placeholders {sorted(self.placeholders)}")
         return Sql(self.name, PLACEHOLDER.sub(lambda match: tables[match[1]].quoted(), self.text))
 
 

@@ -2,7 +2,7 @@
 import { get, list } from './api.js';
 import { legend, stackedBars } from './charts.js';
 import { bar, choice, fill, make, nothing, part, table } from './dom.js';
-import { change, day, daysOf, exact, money, month, sum } from './format.js';
+import { change, count, day, daysOf, exact, money, month, sum } from './format.js';
 
 const SHOWN = 6;
 const YEARS_DAYS = 1095;
@@ -41,8 +41,8 @@ export async function costs(tenant, today) {
     const days = daysOf(chosen.month).filter((one) => one <= today);
     const asked = { start_date: days[0], end_date: days.at(-1), currency, metric };
     const compared = { ...asked, compare: true };
-    const [total, daily, services, accounts] = await Promise.all([
-      get(path, compared).then((answer) => answer.costs[0]),
+    const [[total, kept], daily, services, accounts] = await Promise.all([
+      get(path, compared).then((answer) => [answer.costs[0], answer.quarantined || []]),
       list(path, 'costs', { ...asked, group_by: ['day', 'service'] }),
       list(path, 'costs', { ...compared, group_by: 'service' }),
       list(path, 'costs', { ...compared, group_by: ['provider', 'account'] }),
@@ -50,6 +50,7 @@ export async function costs(tenant, today) {
     const before = days.length === daysOf(chosen.month).length ? 'on the month before' : `on the ${days.length} days before`;
     return [
       headline(total, before, currency),
+      ...kept.map(quarantined),
       byDay(days, daily, services, currency),
       make('div', { class: 'pair' },
         make('div', {}, make('h3', {}, 'By service'), compare('Costs by service', ['Service'], services, (one) => [one.dimensions.service || NONE], currency)),
@@ -66,6 +67,9 @@ export async function costs(tenant, today) {
 const PROVIDERS = { gcp: 'Google Cloud', aws: 'AWS', azure: 'Azure' };
 const account = (dimensions) => make('span', { class: 'two' }, make('span', {}, dimensions.account || NONE),
   make('span', { class: 'note' }, PROVIDERS[(dimensions.provider || '').toLowerCase()] || dimensions.provider || ''));
+
+const quarantined = (kept) => make('p', { class: 'note' }, `${count(kept.rows)} rows of ${PROVIDERS[kept.provider] || kept.provider} (${money(kept.cost, kept.currency)})`
+  + ' are in quarantine and in no sum: table x_quarantine has the reasons.');
 
 function headline(total, before, currency) {
   const cost = total?.cost || '0';

@@ -7,6 +7,7 @@ const LIVE = new Set(['PENDING', 'RUNNING', 'CANCELLING']);
 const KINDS = { COMPLETED: 'good', FAILED: 'bad', CANCELLED: 'off', SKIPPED: 'off' };
 
 export const chip = (status) => make('span', { class: `chip ${KINDS[status] || 'live'}` }, status.toLowerCase());
+const amount = (run) => `${count(run.rows_published)} rows${Number(run.rows_quarantined) ? `, ${count(run.rows_quarantined)} in quarantine` : ''}`;
 const took = (one) => (one.start_time ? ((one.end_time ? Date.parse(one.end_time) : Date.now()) - Date.parse(one.start_time)) / 1000 : NaN);
 
 export async function runs(tenant) {
@@ -26,14 +27,14 @@ function entry(tenant, run) {
   const id = `run-${run.pipeline_logging_id}`;
   const inside = make('div', { id, class: 'inside', hidden: true });
   const status = make('span', {}, chip(run.status));
-  const rows = make('span', { class: 'number' }, `${count(run.rows_published)} rows`);
+  const rows = make('span', { class: 'number' }, amount(run));
   const time = make('span', { class: 'number' }, duration(took(run)));
   const button = make('button', { type: 'button', class: 'run', 'aria-expanded': 'false', 'aria-controls': id },
     status, make('span', { class: 'two' }, make('span', {}, `${run.provider}/${run.domain}/${run.template}`), make('span', { class: 'note' }, `for ${dates(run.start_date, run.end_date)}`)),
     make('span', { class: 'wide-only note' }, moment(run.start_time)), rows, time);
   const show = (now, percent) => {
     status.replaceChildren(chip(now.status));
-    rows.textContent = `${count(now.rows_published)} rows`;
+    rows.textContent = amount(now);
     time.textContent = duration(took(now));
     inside.replaceChildren(...timeline(now, percent));
   };

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from decimal import Decimal
 
 from libs.bigquery import Sql, Typed, Warehouse
-from services.pipeline_executor.costs import Cost, CostQuestion, Cursor
+from services.pipeline_executor.costs import Cost, CostQuestion, Cursor, Quarantined
 from services.pipeline_executor.published import read_published
 
 
@@ -16,6 +17,7 @@ class BigQueryCostStore:
     def __init__(self, warehouse: Warehouse) -> None:
         self._warehouse = warehouse
         self._query = Sql.load("services.pipeline_executor", "sql/query_costs.sql")
+        self._quarantined = Sql.load("services.pipeline_executor", "sql/query_quarantine.sql")
 
     async def costs(self, question: CostQuestion, size: int, after: Cursor | None) -> Sequence[Cost]:
         """Groups after the cursor, the largest first."""
@@ -55,3 +57,17 @@ class BigQueryCostStore:
             )
             for row in rows
         ]
+
+    async def quarantined(self, question: CostQuestion) -> Sequence[Quarantined]:
+        """The rows that are kept apart, by provider and currency."""
+        rows = await read_published(
+            self._warehouse,
+            self._quarantined,
+            question.tenant_id,
+            {
+                "first_date": question.first_date,
+                "end_date": question.end_date,
+                "provider": question.provider,
+            },
+        )
+        return [Quarantined(row["provider"], row["currency"], row["row_count"], Decimal(row["cost"])) for row in rows]

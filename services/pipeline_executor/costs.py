@@ -6,6 +6,7 @@ names and, if it compares, those of the window before.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,16 @@ class Cost:
     previous_cost: Decimal
 
 
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Rows of one provider and currency that no sum holds."""
+
+    provider: str
+    currency: str
+    rows: int
+    cost: Decimal
+
+
 type Cursor = tuple[Decimal, str, str]
 
 
@@ -85,6 +96,10 @@ class CostStore(Protocol):
 
     async def costs(self, question: CostQuestion, size: int, after: Cursor | None) -> Sequence[Cost]:
         """Up to ``size`` groups after the cursor, the largest cost first; none for a tenant without any costs."""
+        ...
+
+    async def quarantined(self, question: CostQuestion) -> Sequence[Quarantined]:
+        """What is in quarantine of the dates that are read and of the provider asked for."""
         ...
 
 
@@ -139,9 +154,14 @@ class Costs:
             compare=request.compare,
         )
 
-    async def ask(self, question: CostQuestion, size: int, after: Cursor | None) -> Sequence[Cost]:
-        """A page of the answer."""
-        return await self._store.costs(question, size, after)
+    async def ask(
+        self, question: CostQuestion, size: int, after: Cursor | None
+    ) -> tuple[Sequence[Cost], Sequence[Quarantined]]:
+        """A page of the answer; with the first one, what all its sums lack."""
+        if after is not None:
+            return await self._store.costs(question, size, after), ()
+        groups, kept = await asyncio.gather(self._store.costs(question, size, None), self._store.quarantined(question))
+        return groups, kept
 
 
 def _shift(start: date, end: date) -> tuple[int, int]:

@@ -178,12 +178,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A run at one moment, as its readers see it."""
+    """A run at one moment, as its readers see it; ``rows_quarantined`` is None where nobody has counted."""
 
     run: Run
     steps: tuple[Step, ...] = ()
     percent: int = 0
     rows_read: int = 0
+    rows_quarantined: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -451,7 +452,8 @@ def view_of(run: Run, steps: Collection[Step]) -> View:
     """A run with its steps in their order, and how far it is."""
     ordered = tuple(sorted(steps, key=lambda step: (step.attempt, step.position)))
     read = sum(step.rows or 0 for step in ordered if step.type == "extract")
-    return View(run, ordered, percent_of(run, ordered), read)
+    kept = [step.details["rows_quarantined"] for step in ordered if "rows_quarantined" in step.details]
+    return View(run, ordered, percent_of(run, ordered), read, kept[-1] if kept else None)
 
 
 def _date(name: str, text: str) -> date:

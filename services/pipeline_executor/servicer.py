@@ -31,6 +31,7 @@ from services.pipeline_executor.wire import (
     encode_cost,
     encode_group,
     encode_progress,
+    encode_quarantined,
     encode_run,
     encode_step,
     encode_template,
@@ -127,12 +128,12 @@ class PipelineServicer(pb_grpc.PipelineServiceServicer):
         scope, bound = f"{question.tenant_id}/costs", bound_of(question)
         page = self._pages.open(request.page_size, request.page_token, scope=scope, filter=bound)
         after = (Decimal(page.cursor[0]), page.cursor[1], page.cursor[2]) if page.cursor else None
-        rows = await self._costs.ask(question, page.size + 1, after)
+        rows, kept = await self._costs.ask(question, page.size + 1, after)
         shown, token = self._pages.cut(
             rows, page, lambda cost: (format(cost.cost, "f"), cost.key, cost.currency), scope=scope, filter=bound
         )
         costs = [encode_cost(question, cost) for cost in shown]
-        return pb.QueryCostsResponse(costs=costs, next_page_token=token)
+        return pb.QueryCostsResponse(costs=costs, next_page_token=token, quarantined=map(encode_quarantined, kept))
 
     async def QueryCompliance(self, request: pb.QueryComplianceRequest, context: Context) -> pb.QueryComplianceResponse:
         self._templates.check_provider(request.provider)

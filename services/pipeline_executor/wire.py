@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.tenancy import TenantId
 from services.pipeline_executor.compliance import Change, ComplianceQuestion, ComplianceRequest, Group
-from services.pipeline_executor.costs import Cost, CostQuestion, CostRequest
+from services.pipeline_executor.costs import Cost, CostQuestion, CostRequest, Quarantined
 from services.pipeline_executor.domain import (
     Check,
     Key,
@@ -33,6 +33,8 @@ def encode_view(view: View) -> pb.Run:
     """A run with its steps."""
     message = encode_run(view.run)
     message.steps.extend(encode_step(step) for step in view.steps)
+    if view.rows_quarantined is not None:
+        message.rows_quarantined = view.rows_quarantined
     return message
 
 
@@ -122,6 +124,7 @@ def decode_progress(message: pb.RunProgress) -> View:
         tuple(_decode_step(step, position) for position, step in enumerate(message.run.steps)),
         message.percent,
         message.rows_read,
+        message.run.rows_quarantined if message.run.HasField("rows_quarantined") else None,
     )
 
 
@@ -242,6 +245,13 @@ def encode_cost(question: CostQuestion, cost: Cost) -> pb.QueryCostsResponse.Cos
         message.previous_cost = format(cost.previous_cost, "f")
         message.change = format(cost.cost - cost.previous_cost, "f")
     return message
+
+
+def encode_quarantined(found: Quarantined) -> pb.QueryCostsResponse.Quarantined:
+    """Rows that no sum holds."""
+    return pb.QueryCostsResponse.Quarantined(
+        provider=found.provider, currency=found.currency, rows=found.rows, cost=format(found.cost, "f")
+    )
 
 
 def _decode_step(message: pb.Step, position: int) -> Step:

@@ -47,8 +47,8 @@ def body(sql: Sql) -> str:
 def script(config: PublishConfig) -> str:
     """The publishing script with the names of the tables it fills."""
     text = body(config.sql)
-    for name, table in config.targets.items():
-        text = text.replace(f"{{{name}}}", table)
+    for name, given in {**config.targets, **{name: column.table for name, column in config.columns.items()}}.items():
+        text = text.replace(f"{{{name}}}", given)
     return text
 
 
@@ -67,7 +67,26 @@ def test_publishing_names_every_column_of_its_own_tables_once_and_in_one_order(p
         columns = [field.name for field in SCHEMAS[table].fields]
         shared = SCHEMAS[table] not in tables.group(pipeline.provider)
         assert names(into) == [name for name in columns if name in names(into) or not shared]
-        assert names(select, f"{alias}.") == names(into)
+        if table != "x_quarantine":
+            assert names(select, f"{alias}.") == names(into)
+
+
+@every_cost_pipeline
+def test_what_is_quarantined_is_published_nowhere_else(pipeline: Pipeline) -> None:
+    """Each statement that takes staged rows over says which, and publishing itself those that are kept apart."""
+    first, focus = configs(pipeline, TransformConfig)
+    [quality], [publish] = configs(pipeline, QualityConfig), configs(pipeline, PublishConfig)
+    assert "AS quarantine_reason" in first.sql.text
+    placeholder = next(iter(focus.tables))
+    for read in re.findall(rf"FROM \{{{placeholder}\}} AS (\w+)(.*?)(?:GROUP|\n\))", body(focus.sql), re.DOTALL):
+        assert f"{read[0]}.quarantine_reason IS NULL" in read[1]
+    own = re.search(rf"INSERT INTO {pipeline.tables[0]}\b[^;]*;", script(publish))
+    kept = re.search(r"INSERT INTO x_quarantine\b[^;]*;", script(publish))
+    assert own is not None and own[0].endswith("WHERE newer IS NULL AND s.quarantine_reason IS NULL;")
+    assert kept is not None and kept[0].endswith("WHERE s.quarantine_reason IS NOT NULL;")
+    assert quality.quarantine is not None
+    assert quality.quarantine.columns.items() <= publish.columns.items()
+    assert quality.quarantine.sql.placeholders == {"rows", *quality.quarantine.columns}
 
 
 @every_pipeline
@@ -106,7 +125,7 @@ def test_the_transformed_rows_have_the_tables_columns_in_order(pipeline: Pipelin
 @every_pipeline
 def test_quality_is_checked_before_publishing_and_compares_rows_with_the_source(pipeline: Pipeline) -> None:
     [config] = configs(pipeline, QualityConfig)
-    measured = set(re.findall(r"\bAS ([a-z_]+)\b", body(config.sql)))
+    measured = set(re.findall(r"\bAS ([a-z_]+)\b", "".join(map(body, config.sql))))
     assert {check.measure for check in config.checks} <= measured
     assert len({check.name for check in config.checks}) == len(config.checks)
     against_source = {check.measure for check in config.checks if check.type == "equals_source"}
@@ -128,11 +147,9 @@ def test_compliance_is_observed_in_one_shape_and_published_by_one_script(pipelin
     made = re.findall(r" AS ([a-z_]+)(?:,\n|\n(?=FROM ))", body(configs(pipeline, TransformConfig)[0].sql))
     columns = [field["name"] for field in OBSERVATION["fields"]]
     assert made[-len(columns) :] == columns
-    shared = {
-        config.sql.name.rpartition("/pipelines/")[2]
-        for kind in (TransformConfig, QualityConfig, PublishConfig)
-        for config in configs(pipeline, kind)  # type: ignore[type-var]
-    }
+    files = [*(config.sql for config in configs(pipeline, TransformConfig)), configs(pipeline, PublishConfig)[0].sql]
+    files += configs(pipeline, QualityConfig)[0].sql
+    shared = {sql.name.rpartition("/pipelines/")[2] for sql in files}
     assert shared >= {f"shared/compliance_{name}.sql" for name in ("findings", "measure", "publish")}
     assert pipeline.tables == ("compliance_history", "compliance_scans")
     assert pipeline.max_days == 1, "a scan sees one day"

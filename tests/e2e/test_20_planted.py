@@ -143,18 +143,30 @@ def test_rows_that_vanish_from_the_source_are_not_an_emptied_day(
     assert tenant.stored("2025-02-02") == before
 
 
-def test_an_unknown_currency_fails_and_changes_nothing(tenant: Tenant, customer: Customer) -> None:
+def test_a_row_of_an_unknown_currency_is_kept_apart_and_said_and_too_many_change_nothing(
+    tenant: Tenant, customer: Customer
+) -> None:
     export = customer.export([at("2025-03-03")], dataset=DATASET, table=TABLE)
     tenant.run(date="2025-03-03")
-    before = tenant.stored("2025-03-03")
+    before = tenant.totals("2025-03-03")
+    customer.append(export, [at("2025-03-03", 5, currency="???", cost=1.5)])
+    run = tenant.run(date="2025-03-03")
+    assert (run["outcome"], run["rows_published"], run["rows_quarantined"]) == ("PUBLISHED", "1", "1")
+    assert tenant.totals("2025-03-03") == before
+    costs = tenant.call("GET", f"/costs/{tenant.tenant_id}?start_date=2025-03-03&end_date=2025-03-03")
+    [kept] = costs["quarantined"]
+    assert (kept["provider"], kept["currency"], kept["rows"], Decimal(kept["cost"])) == (
+        "gcp", "???", "1", Decimal("1.5")
+    )  # fmt: skip
     customer.append(export, [at("2025-03-03", 5, currency="???")])
+    stored = tenant.stored("2025-03-03")
     run = tenant.wait(tenant.start(date="2025-03-03")["pipeline_logging_id"])
     assert run["status"] == "FAILED"
-    assert run["error"]["retryable"] is False
+    assert (run["error"]["reason"], run["error"]["retryable"]) == ("QUARANTINE_EXCEEDED", False)
     path = f"/pipelines/runs/{tenant.tenant_id}/{run['pipeline_logging_id']}/dq-results"
     failed = [check for check in tenant.call("GET", path)["dq_results"] if check["status"] == "FAIL"]
-    assert "currency_known" in [check["check_name"] for check in failed]
-    assert tenant.stored("2025-03-03") == before
+    assert {check["check_name"] for check in failed} == {"rows_quarantined", "cost_quarantined"}
+    assert tenant.stored("2025-03-03") == stored
     until(
         lambda: tenant.usage()["concurrent"]["used"],
         lambda used: used == 0,

@@ -240,6 +240,41 @@ async def test_the_newest_delivery_replaces_its_month_and_other_months_stay(runs
     assert result.outcome is Outcome.NO_DATA
 
 
+async def test_rows_that_break_a_rule_are_kept_apart_until_they_are_delivered_well(
+    runs: AwsRuns, bucket: Bucket
+) -> None:
+    in_october = ROWS[0]["line_item_usage_start_date"].replace(month=10)
+    bad = {
+        "no usage date": {"line_item_usage_start_date": ""},
+        "no cost": {"line_item_unblended_cost": ""},
+        "no payer account": {"bill_payer_account_id": ""},
+        "no line item type; no currency": {"line_item_line_item_type": "", "line_item_currency_code": ""},
+        "a currency that is not of ISO 4217": {"line_item_currency_code": "BTC"},
+    }
+    october = [row(start=in_october), row(start=in_october.replace(day=3))]
+    bucket.deliver({"a.csv": exported(october)}, month="2025-10", execution="z1")
+    november = [*[row()] * 8, *(row(**changes) for changes in bad.values())]
+    bucket.deliver({"a.csv": exported(november)}, execution="z1")
+    assert await published(runs, bucket, first=date(2025, 10, 1)) == {"rows_quarantined", "cost_quarantined"}
+    assert await total(runs) == 10 * Decimal("0.096")
+    kept = await runs.rows("SELECT q.usage_date, q.delivery, q.cost, q.reason FROM x_quarantine AS q ORDER BY q.reason")
+    assert {item["reason"] for item in kept} == set(bad)
+    assert {(item["usage_date"].day, item["cost"]) for item in kept} == {
+        (1, Decimal("0.096")), (17, None), (17, Decimal("0.096"))
+    }  # fmt: skip
+    # November is delivered well, October without its second day and with nothing that may be published.
+    bucket.deliver({"a.csv": exported([row()] * 13)}, execution="z2")
+    bucket.deliver(
+        {"a.csv": exported([row(start=in_october, bill_payer_account_id="")])}, month="2025-10", execution="z2"
+    )
+    await published(runs, bucket, first=date(2025, 10, 1))
+    assert await total(runs) == 13 * Decimal("0.096")
+    [focus] = await runs.rows("SELECT SUM(t.BilledCost) AS billed FROM focus_cost_and_usage AS t")
+    assert focus["billed"] == 13 * Decimal("0.096")
+    kept = await runs.rows("SELECT q.usage_date, q.reason FROM x_quarantine AS q")
+    assert kept == [{"usage_date": in_october.date(), "reason": "no payer account"}]
+
+
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [

@@ -219,6 +219,27 @@ async def test_one_export_alone_says_what_it_can(runs: AzureRuns, storage: Stora
     assert "BilledCost without the purchase" in covered["x_SourceChanges"]
 
 
+async def test_a_row_that_breaks_a_rule_is_kept_apart_in_both_exports_and_its_cost_counts_once(
+    runs: AzureRuns, storage: Storage
+) -> None:
+    bad = [row(date="", costInBillingCurrency="5"), row(billingAccountId="", billingProfileId="", chargeType="")]
+    storage.deliver({"a.csv": exported([*ACTUAL, *bad])})
+    storage.deliver({"b.csv": exported([*AMORTIZED, *bad])}, export="amortized", kind="AmortizedCost")
+    context = await published(runs, storage)
+    assert isinstance(context.journal, MemoryJournal)
+    assert context.journal.failed() == {"dates_inside_billing_period", "rows_quarantined", "cost_quarantined"}
+    assert {
+        item.check_name: item.actual for item in context.journal.results if item.check_type == "quarantine"
+    } == {"rows_quarantined": "4", "cost_quarantined": "5.8"}  # fmt: skip
+    kept = await runs.rows("SELECT q.usage_date, q.cost, q.reason FROM x_quarantine AS q ORDER BY q.reason, q.cost")
+    account = "no billing account or profile; no charge type"
+    assert [(item["usage_date"].day, item["cost"], item["reason"]) for item in kept] == [
+        (17, None, account), (17, Decimal("0.8"), account), (1, None, "no date"), (1, Decimal(5), "no date")
+    ]  # fmt: skip
+    [sums] = await runs.rows("SELECT SUM(t.BilledCost) AS billed FROM focus_cost_and_usage AS t")
+    assert sums["billed"] == Decimal("12.631")
+
+
 # ------------------------------------------------------------------------------------------------- deliveries
 
 

@@ -127,7 +127,8 @@ async def test_two_templates_of_one_provider_do_not_count_an_account_twice(
     await runs.prepare()
     bucket = moto.bucket()
     other = focus_rows.row(BillingAccountId="999999999999", ChargeDescription="other payer")
-    bucket.deliver({"a.parquet": as_parquet([aws_rows.row()])}, columns=["line_item_unblended_cost"])
+    bad = aws_rows.row(line_item_line_item_type=None)
+    bucket.deliver({"a.parquet": as_parquet([aws_rows.row(), bad])}, columns=["line_item_unblended_cost"])
     bucket.deliver({"b.parquet": as_parquet([other])}, export="focus", columns=["BilledCost"])
 
     async def shown() -> list[tuple[str, str]]:
@@ -143,7 +144,8 @@ async def test_two_templates_of_one_provider_do_not_count_an_account_twice(
         await run("aws/cost/focus", await runs.begin(bucket.source(), FIRST, LAST))
     assert await shown() == [("billing", "on demand"), ("focus", "other payer")]
     # Of the same payer the second is refused, whole: neither table nor run row says that it was published.
-    bucket.deliver({"b.parquet": as_parquet([focus_rows.row()])}, export="focus", columns=["BilledCost"])
+    rows = [focus_rows.row(), focus_rows.row(ChargeCategory=None)]
+    bucket.deliver({"b.parquet": as_parquet(rows)}, export="focus", columns=["BilledCost"])
     context = await runs.begin(bucket.source(), FIRST, LAST)
     with pytest.raises(errors.FailedPrecondition) as refused:
         await run("aws/cost/focus", context)
@@ -154,11 +156,14 @@ async def test_two_templates_of_one_provider_do_not_count_an_account_twice(
     )
     assert row["status"] == "RUNNING"
     assert await shown() == [("billing", "on demand"), ("focus", "other payer")]
+    quarantine = "SELECT q.template, q.reason FROM x_quarantine AS q"
+    assert await runs.rows(quarantine) == [{"template": "aws/cost/billing", "reason": "no line item type"}]
     # Unless it is told to take the account over; what the other one has published as its own source stays.
     await run("aws/cost/focus", await runs.begin(bucket.source(), FIRST, LAST, parameters={"take_over": True}))
     assert await shown() == [("focus", "on demand")]
     [kept] = await runs.rows("SELECT COUNT(*) AS n FROM aws_cost_billing AS t")
     assert kept["n"] == 1
+    assert await runs.rows(quarantine) == [{"template": "aws/cost/focus", "reason": "no ChargeCategory"}]
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])

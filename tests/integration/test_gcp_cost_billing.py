@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -514,31 +515,66 @@ async def test_what_a_killed_process_leaves_expires_and_disturbs_no_one(runs: Te
 # ------------------------------------------------------------------------------------------------- quality
 
 
-@pytest.mark.parametrize(
-    ("bad", "check"),
-    [
-        ({"currency": "XXQ"}, "currency_known"),
-        ({"currency": None}, "currency_known"),
-        ({"billing_account_id": None}, "billing_account_id_not_null"),
-        ({"sku": {"description": "no id"}}, "sku_id_not_null"),
-        ({"service": None}, "service_id_not_null"),
-    ],
-)
-async def test_a_failed_check_stops_the_run_before_publishing(
-    runs: TenantRuns, bad: dict[str, Any], check: str
-) -> None:
-    runs.customer.export([row(), row(**bad)])
+async def test_rows_that_break_a_rule_are_kept_apart_until_the_source_is_corrected(runs: TenantRuns) -> None:
+    good = [row(cost=cost) for cost in (0.1, 0.2, 0.3, 1.5, 2.5, 7.0)]
+    bad: dict[str, dict[str, Any]] = {
+        "no billing account": {"billing_account_id": None, "credits": [credit(-0.25)]},
+        "no service": {"service": {"description": "no id"}},
+        "no SKU": {"sku": {"id": ""}, "currency": "EUR"},
+        "an invoice month that is none": {"invoice": {"month": "2025-1"}},
+        "no currency": {"currency": None},
+        "no SKU; a currency that is not of ISO 4217": {"currency": "XXQ", "sku": None},
+    }
+    tax = row(cost_type="tax", service=None, sku=None, cost=0.7)
+    reference = runs.customer.export([*good, tax, *(row(cost=40.0, **changes) for changes in bad.values())])
+    context = await runs.begin()
+    result = await Engine().run(PIPELINE, context)
+    assert (result.outcome, result.rows_published) == (Outcome.PUBLISHED, 7)
+    assert (await runs.status(context))["rows_published"] == 7
+    assert isinstance(context.journal, MemoryJournal)
+    assert context.journal.failed() == {"rows_quarantined", "cost_quarantined"}
+    said = {(item.check_name, item.dimension): item for item in context.journal.results if item.status == "WARN"}
+    assert {(name[:4], currency): item.actual for (name, currency), item in said.items()} == {
+        ("rows", None): "1", ("rows", "EUR"): "1", ("rows", "USD"): "3", ("rows", "XXQ"): "1",
+        ("cost", None): "40", ("cost", "EUR"): "40", ("cost", "USD"): "119.75", ("cost", "XXQ"): "40",
+    }  # fmt: skip
+    assert "1 row with no service (cost 40 USD, the first of 2025-11-17)" in said["rows_quarantined", "USD"].message
+    assert result.steps[4].details["rows_quarantined"] == 6
+    kept = await runs.rows("SELECT t.* FROM x_quarantine AS t")
+    assert {item["reason"] for item in kept} == set(bad)
+    assert {(item["usage_date"], item["template"]) for item in kept} == {(DAY, "gcp/cost/billing")}
+    assert {item["pipeline_logging_id"] for item in kept} == {context.pipeline_logging_id}
+    assert all(json.loads(item["source_row"])["cost"] == 40 for item in kept)
+    # What is published and what is kept apart are the source, per currency.
+    both = await runs.rows(
+        """SELECT IFNULL(u.currency, '') AS currency, COUNT(*) AS n, SUM(u.net) AS net FROM (
+          SELECT t.currency AS currency, t.net_cost AS net FROM gcp_cost_billing AS t
+          UNION ALL SELECT q.currency, CAST(q.cost AS NUMERIC) FROM x_quarantine AS q
+        ) AS u GROUP BY 1 ORDER BY 1"""
+    )
+    expected = runs.customer.sql(SOURCE_TOTALS.format(table=reference.table_id))
+    assert [(item["currency"], item["n"], item["net"]) for item in both] == [
+        (item["currency"] or "", item["n"], item["cost"] + item["credits"]) for item in expected
+    ]
+    [focus] = await runs.rows("SELECT SUM(t.BilledCost) AS billed FROM focus_cost_and_usage AS t")
+    [raw] = await runs.rows("SELECT SUM(t.net_cost) AS net FROM gcp_cost_billing AS t")
+    assert focus["billed"] == raw["net"] == Decimal("12.3")
+    await run_and_compare(runs, runs.customer.export([*good, *(row(cost=40.0) for _ in bad)]), 12)
+    assert await runs.rows("SELECT q.reason FROM x_quarantine AS q") == []
+
+
+async def test_too_many_of_them_stop_the_run_before_publishing(runs: TenantRuns) -> None:
+    runs.customer.export([row(), row(currency=None, cost=2.0), row(billing_account_id="")])
     context = await runs.begin()
     with pytest.raises(errors.FailedPrecondition) as caught:
         await Engine().run(PIPELINE, context)
-    assert caught.value.reason == "QUALITY_CHECK_FAILED"
-    assert check in caught.value.message
+    assert caught.value.reason == "QUARANTINE_EXCEEDED"
+    assert "of 3 rows 2 break a rule, and no more than 1 may" in caught.value.message
+    assert "1 row with no currency (cost 2, the first of 2025-11-17)" in caught.value.message
     assert isinstance(context.journal, MemoryJournal)
-    # The same fault may show in the FOCUS columns too.
-    assert {name for name in context.journal.failed() if not name.startswith("focus_")} == {check}
-    [failed] = [item for item in context.journal.results if item.check_name == check]
-    assert (failed.expected, failed.actual) == ("0", "1")
+    assert context.journal.failed() == {"rows_quarantined", "cost_quarantined"}
     assert await runs.rows("SELECT t.cost FROM gcp_cost_billing AS t") == []
+    assert await runs.rows("SELECT q.reason FROM x_quarantine AS q") == []
     assert await runs.staging() == []
 
 

@@ -119,6 +119,13 @@ def add(root: typer.Typer) -> None:
         if cli.print.as_json:
             cli.print.json(answer)
             return
+        for kept in answer.quarantined:
+            cost = f"{money(kept.cost)} {kept.currency}".strip()
+            cli.print.say(
+                f"{kept.rows} rows of {kept.provider} ({cost}) are in quarantine and in no sum: table x_quarantine has "
+                "the reasons; correct the source and run its pipeline again.",
+                "yellow",
+            )
         if not answer.costs:
             cli.print.say("No costs in these dates: `convergence runs list` shows what was brought.")
             return

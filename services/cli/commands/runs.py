@@ -87,6 +87,7 @@ def rows(run: Any) -> list[tuple[str, Any]]:
         ("status", word(run, "status")),
         ("outcome", word(run, "outcome")),
         ("rows", run.rows_published if word(run, "status") == "COMPLETED" else ""),
+        ("in quarantine", run.rows_quarantined or ""),
         ("attempt", run.attempt if run.attempt > 1 else ""),
         ("trigger", word(run, "trigger").lower()),
         ("for", run.user_id),

@@ -288,7 +288,7 @@ def _sum(stop: threading.Event, path: Path, part: export.Part, view: str, window
                 return
             try:
                 last = day_of(end) - timedelta(layout.end_is_exclusive) if end else None
-                day = window.day(day_of(charged or ""), day_of(start) if start else None, last)
+                day = window.day(day_of(charged) if charged else None, day_of(start) if start else None, last)
                 values = [export.number(cost) for cost in costs]
             except ValueError:
                 raise export.invalid(_name(part), f"{layout.charge_day}, period or {layout.cost}") from None

@@ -382,9 +382,10 @@ class Window:
     end: date
     days: frozenset[date]
 
-    def day(self, charged: date, start: date | None, end: date | None) -> date:
-        """The day a charge counts for: inside its billing period and inside the delivery."""
-        return _within(_within(charged, start or self.start, end or self.end), self.start, self.end)
+    def day(self, charged: date | None, start: date | None, end: date | None) -> date:
+        """The day a charge counts for: inside its billing period and inside the delivery; without one, the first."""
+        first = start or self.start
+        return _within(_within(charged or first, first, end or self.end), self.start, self.end)
 
 
 def _within(day: date, first: date, last: date) -> date:
@@ -413,8 +414,6 @@ def rows(
             columns[ours] = text
     count = batch.num_rows
     charged = _as_dates(columns[layout.charge_day])
-    if charged.null_count:
-        raise invalid(file, layout.charge_day)
     start = _or(columns.get(layout.period_start), window.start, count)
     end = _or(columns.get(layout.period_end), window.end + timedelta(layout.end_is_exclusive), count)
     last = pc.subtract(_as_dates(end).cast(pa.int32()), pa.scalar(int(layout.end_is_exclusive), pa.int32()))
@@ -431,7 +430,7 @@ def rows(
 
 
 def _moved(day: pa.Array, first: pa.Array | date, last: pa.Array | date) -> pa.Array:
-    """The day, or the nearest that is not outside of first and last."""
+    """The day, or the nearest that is not outside of first and last; the first for one that is not there."""
     bounds = [pa.scalar(bound, pa.date32()) if isinstance(bound, date) else bound for bound in (first, last)]
     return pc.min_element_wise(pc.max_element_wise(day, bounds[0]), bounds[1])
 

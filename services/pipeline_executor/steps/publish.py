@@ -14,7 +14,7 @@ from libs.bigquery import Sql, TableRef
 from libs.errors import Aborted, FailedPrecondition
 from services.pipeline_executor.providers.extraction import Extraction
 from services.pipeline_executor.run_context import Published
-from services.pipeline_executor.steps.step import SqlScript, StagedTable, StepConfig, StepContext, StepResult
+from services.pipeline_executor.steps.step import Column, SqlScript, StagedTable, StepConfig, StepContext, StepResult
 
 TAKE_OVER = "take_over"
 _FENCE = "ASSERT @@row_count = 1 AS 'assert:RUN_FENCED'"
@@ -25,14 +25,15 @@ class PublishConfig(StepConfig):
     """``sql``, one file or the parts of one script, reads ``{rows}``, the staging table of step ``table``.
 
     ``tables``: placeholder → step of further staging tables that are published in the same transaction. ``targets``:
-    placeholder → table of the template, where a shared part does not know its name. ``extraction`` is the step that
-    says when the source was looked at.
+    placeholder → table of the template, ``columns``: placeholder → column of the staged rows, where a shared part does
+    not know their names. ``extraction`` is the step that says when the source was looked at.
     """
 
     sql: SqlScript
     table: str
     tables: dict[str, str] = Field(default_factory=dict)
     targets: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, Column] = Field(default_factory=dict)
     extraction: str
 
     @field_validator("sql")
@@ -82,7 +83,7 @@ class Publish:
         run = context.run
         extraction = context.output(self._config.extraction, Extraction)
         names = {name: context.output(step, StagedTable).ref for name, step in self._config.tables.items()}
-        names |= {name: TableRef(table) for name, table in self._config.targets.items()}
+        names |= {name: TableRef(table) for name, table in self._config.targets.items()} | self._config.columns
         return await run.publisher.publish(
             self._config.sql.with_tables(rows=context.output(self._config.table, StagedTable).ref, **names),
             context.params(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import importlib.resources
 import json
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from services.pipeline_executor.steps.staging import Staging
 
 PACKAGE = "services.pipeline_executor"
 PIPELINES = "pipelines"
+_CURRENCIES = "reference/iso_4217.txt"
 _SHARED = "shared/"
 
 
@@ -44,9 +46,17 @@ def _load_sql(value: object, info: ValidationInfo) -> Sql:
 type SqlFile = Annotated[Sql, PlainValidator(_load_sql)]
 
 
+def _load_files(value: object, info: ValidationInfo) -> tuple[Sql, ...]:
+    """Reads one file or a list of them, each a statement of its own."""
+    return tuple(_load_sql(name, info) for name in (value if isinstance(value, list) and value else [value]))
+
+
+type SqlFiles = Annotated[tuple[Sql, ...], PlainValidator(_load_files)]
+
+
 def _load_script(value: object, info: ValidationInfo) -> Sql:
     """Reads one file, or a list of files that are parts of one script; it is named by the first that is not shared."""
-    parts = [_load_sql(name, info) for name in (value if isinstance(value, list) and value else [value])]
+    parts = _load_files(value, info)
     own = next((part for part in parts if f"/{_SHARED}" not in part.name), parts[0])
     return Sql(own.name, "\n".join(part.text for part in parts))
 
@@ -67,6 +77,23 @@ def _load_lookup(value: object) -> str:
 
 
 type LookupFile = Annotated[str, PlainValidator(_load_lookup)]
+
+
+@functools.cache
+def currencies() -> tuple[str, ...]:
+    """The currency codes of ISO 4217 that are in use."""
+    text = importlib.resources.files(PACKAGE).joinpath(_CURRENCIES).read_text("utf-8")
+    return tuple(line.split()[0] for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def _load_column(value: object) -> TableRef:
+    """Reads the name of a column, which stands in SQL quoted as a table's does."""
+    if not isinstance(value, str) or not value.isidentifier():
+        raise ValueError("must be the name of a column")
+    return TableRef(value)
+
+
+type Column = Annotated[TableRef, PlainValidator(_load_column)]
 
 
 class StepConfig(BaseModel):
@@ -142,6 +169,7 @@ class StepContext:
             "template": self.template,
             "start_date": run.start_date,
             "end_date": run.end_date,
+            "currencies": list(currencies()),
             **others,
         }
         if extraction is not None:

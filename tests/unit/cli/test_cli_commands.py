@@ -328,12 +328,16 @@ def test_costs_show_totals_and_their_course_and_never_mix_currencies(gateway: Ga
                 ("Compute", "USD", "0.004"),
                 ("Tax", "USD", "3"),
             ]
-            return {"costs": [{"dimensions": {"service": s}, "currency": c, "cost": v} for s, c, v in rows]}
+            kept = [{"provider": "aws", "currency": "USD", "rows": "2", "cost": "1.2"}]
+            costs = [{"dimensions": {"service": s}, "currency": c, "cost": v} for s, c, v in rows]
+            return {"costs": costs, "quarantined": kept}
         days = [("2025-11-01", "EUR", "60"), ("2025-11-04", "EUR", "3.005"), ("2025-11-01", "USD", "3.004")]
         return {"costs": [{"dimensions": {"day": d}, "currency": c, "cost": v} for d, c, v in days]}
 
     gateway.answers["pipeline_executor.QueryCosts"] = costs
-    lines = acme.run("costs").stdout.splitlines()
+    shown = acme.run("costs")
+    assert "2 rows of aws (1.20 USD) are in quarantine and in no sum" in " ".join(shown.stderr.split())
+    lines = shown.stdout.splitlines()
     rows = [line.split() for line in lines[1:5]]
     assert [row[:3] for row in rows[:2]] == [["Compute", "70.00", "EUR"], ["Storage", "-7.00", "EUR"]]
     assert rows[0][3] == "█" * 24 and len(rows[1]) == 3, "a credit has no bar"

@@ -176,6 +176,14 @@ def test_cost_is_rounded_once_to_the_place_it_is_stored_in(tmp_path: Path) -> No
     assert totals["USD"]["unblended_cost"] == Decimal("0.01356280969392578")
 
 
+def test_a_row_without_a_date_counts_for_the_first_day_of_its_period_for_both_readers(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_bytes(exported([row(line_item_usage_start_date=""), row()]))
+    [found], totals = decoded(path, first=1, last=1)
+    assert (found["usage_date"], found["line_item_usage_start_date"]) == (date(2025, 11, 1), None)
+    assert totals["USD"] == {"row_count": 1, "unblended_cost": Decimal("0.096")}
+
+
 def test_a_gzip_file_without_its_end_is_noticed_by_the_sum(tmp_path: Path) -> None:
     path = tmp_path / "f.csv.gz"
     path.write_bytes(gzip.compress(exported([row()] * 2000))[:-20])

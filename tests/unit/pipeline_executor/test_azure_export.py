@@ -129,7 +129,7 @@ def test_numbers_are_exact_and_nothing_is_zero() -> None:
 
 def test_a_charge_outside_of_its_period_is_moved_into_it() -> None:
     window = export.Window(*NOVEMBER, frozenset([date(2025, 11, 1)]))
-    assert window.day(date(2025, 10, 2), None, None) == date(2025, 11, 1)
+    assert window.day(date(2025, 10, 2), None, None) == window.day(None, None, None) == date(2025, 11, 1)
     assert window.day(date(2026, 1, 2), date(2025, 11, 1), date(2025, 11, 30)) == date(2025, 11, 30)
     columns = {
         "Date": ["10/02/2025", "11/01/2025", "11/02/2025"],

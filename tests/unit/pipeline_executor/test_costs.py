@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from decimal import Decimal
 
 import pytest
 
 from libs.errors import InvalidArgument
 from libs.tenancy import TenantId
-from services.pipeline_executor.costs import DIMENSIONS, MAX_DAYS, Cost, CostQuestion, CostRequest, Costs, Cursor
+from services.pipeline_executor.costs import (
+    DIMENSIONS,
+    MAX_DAYS,
+    Cost,
+    CostQuestion,
+    CostRequest,
+    Costs,
+    Cursor,
+    Quarantined,
+)
 
 ACME = TenantId("acme")
 NOW = datetime(2025, 11, 17, 23, 30, tzinfo=UTC)
@@ -19,10 +29,19 @@ class NoCosts:
     async def costs(self, question: CostQuestion, size: int, after: Cursor | None) -> Sequence[Cost]:
         return []
 
+    async def quarantined(self, question: CostQuestion) -> Sequence[Quarantined]:
+        return [Quarantined("aws", "USD", 2, Decimal("1.2"))]
+
 
 def check(start: str = "", end: str = "", compare: bool = False, **changes: object) -> CostQuestion:
     request = CostRequest(tenant_id=ACME, start_date=start, end_date=end, compare=compare, **changes)  # type: ignore[arg-type]
     return Costs(NoCosts(), now=lambda: NOW).check(request)
+
+
+async def test_what_the_sums_lack_is_said_once_with_the_first_page() -> None:
+    costs = Costs(NoCosts(), now=lambda: NOW)
+    assert await costs.ask(check(), 10, None) == ([], [Quarantined("aws", "USD", 2, Decimal("1.2"))])
+    assert await costs.ask(check(), 10, (Decimal(1), "[]", "USD")) == ([], ())
 
 
 def test_by_default_it_is_this_month_until_today_billed() -> None:

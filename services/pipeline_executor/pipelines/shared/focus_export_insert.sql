@@ -29,4 +29,4 @@ SELECT
   s.AllocatedResourceName, s.AllocatedTags, s.ContractApplied, s.HostProviderName, s.ServiceProviderName,
   s.CommitmentProgramEligibilityDetails, s.InvoiceDetailId, s.source_extra, s.pipeline_logging_id
 FROM {rows} AS s
-WHERE newer IS NULL;
+WHERE newer IS NULL AND s.quarantine_reason IS NULL;

@@ -42,6 +42,7 @@ charges AS (
     ) AS known_service_category,
     IFNULL(r.BillingPeriodEnd > r.BillingPeriodStart, FALSE) AS has_period_end
   FROM {rows} AS r
+  WHERE r.quarantine_reason IS NULL
 ),
 sorted AS (
   SELECT

@@ -1,6 +1,7 @@
--- One row per row of a provider's own FOCUS export, typed; a staging table with the columns of <provider>_cost_focus.
--- Parameters: @pipeline_logging_id STRING. {raw} is the export's rows as text under FOCUS's names, {target} the table
--- made.
+-- One row per row of a provider's own FOCUS export, typed; a staging table with the columns of <provider>_cost_focus and
+-- quarantine_reason, why a row shall not be published.
+-- Parameters: @pipeline_logging_id STRING, @currencies ARRAY<STRING> (ISO 4217). {raw} is the export's rows as text under
+-- FOCUS's names, {target} the table made.
 -- usage_date was decided by the reader, which chose the rows by it. Numbers are decimal, as written; cost to the
 -- seventeenth place, which is beyond what a float in the export can mean. Replaces its target, so it may run again.
 CREATE OR REPLACE TABLE {target}
@@ -75,5 +76,14 @@ AS SELECT
   PARSE_JSON(r.CommitmentProgramEligibilityDetails, wide_number_mode => 'round') AS CommitmentProgramEligibilityDetails,
   r.InvoiceDetailId AS InvoiceDetailId,
   PARSE_JSON(r.source_extra, wide_number_mode => 'round') AS source_extra,
-  @pipeline_logging_id AS pipeline_logging_id
+  @pipeline_logging_id AS pipeline_logging_id,
+  NULLIF(RTRIM(CONCAT(
+    IF(r.BilledCost IS NULL, 'no BilledCost; ', ''),
+    IF(IFNULL(r.BillingAccountId, '') = '', 'no BillingAccountId; ', ''),
+    IF(r.ChargePeriodStart IS NULL, 'no ChargePeriodStart; ', ''),
+    IF(r.BillingPeriodStart IS NULL, 'no BillingPeriodStart; ', ''),
+    IF(IFNULL(r.ChargeCategory, '') = '', 'no ChargeCategory; ', ''),
+    IF(IFNULL(r.BillingCurrency, '') = '', 'no currency; ', ''),
+    IF(r.BillingCurrency != '' AND r.BillingCurrency NOT IN UNNEST(@currencies), 'a currency that is not of ISO 4217; ', '')
+  ), '; '), '') AS quarantine_reason
 FROM {raw} AS r

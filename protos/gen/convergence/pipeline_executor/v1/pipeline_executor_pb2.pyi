@@ -340,6 +340,7 @@ class Run(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SUPERSEDED_BY_FIELD_NUMBER: _builtins.int
+    ROWS_QUARANTINED_FIELD_NUMBER: _builtins.int
     pipeline_logging_id: _builtins.str
     """Id of the run."""
     tenant_id: _builtins.str
@@ -368,6 +369,10 @@ class Run(_message.Message):
     """The attempt, from 1."""
     superseded_by: _builtins.str
     """The run whose data stand instead of this one's."""
+    rows_quarantined: _builtins.int
+    """Rows kept in table x_quarantine and not published, as they break a rule of the template; absent where steps are not
+    shown.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the attempt began."""
@@ -405,13 +410,19 @@ class Run(_message.Message):
         error: Global___RunError | None = ...,
         attempt: _builtins.int = ...,
         superseded_by: _builtins.str = ...,
+        rows_quarantined: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "user_id", b"user_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rows_quarantined", b"_rows_quarantined", "_user_id", b"_user_id", "end_time", b"end_time", "error", b"error", "rows_quarantined", b"rows_quarantined", "start_time", b"start_time", "user_id", b"user_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_user_id", b"_user_id", "attempt", b"attempt", "domain", b"domain", "end_date", b"end_date", "end_time", b"end_time", "error", b"error", "outcome", b"outcome", "pipeline_logging_id", b"pipeline_logging_id", "provider", b"provider", "rows_published", b"rows_published", "start_date", b"start_date", "start_time", b"start_time", "status", b"status", "steps", b"steps", "superseded_by", b"superseded_by", "template", b"template", "tenant_id", b"tenant_id", "trigger", b"trigger", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rows_quarantined", b"_rows_quarantined", "_user_id", b"_user_id", "attempt", b"attempt", "domain", b"domain", "end_date", b"end_date", "end_time", b"end_time", "error", b"error", "outcome", b"outcome", "pipeline_logging_id", b"pipeline_logging_id", "provider", b"provider", "rows_published", b"rows_published", "rows_quarantined", b"rows_quarantined", "start_date", b"start_date", "start_time", b"start_time", "status", b"status", "steps", b"steps", "superseded_by", b"superseded_by", "template", b"template", "tenant_id", b"tenant_id", "trigger", b"trigger", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rows_quarantined: _TypeAlias = _typing.Literal["rows_quarantined"]  # noqa: Y015
+    _WhichOneofArgType__rows_quarantined: _TypeAlias = _typing.Literal["_rows_quarantined", b"_rows_quarantined"]  # noqa: Y015
     _WhichOneofReturnType__user_id: _TypeAlias = _typing.Literal["user_id"]  # noqa: Y015
     _WhichOneofArgType__user_id: _TypeAlias = _typing.Literal["_user_id", b"_user_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rows_quarantined) -> _WhichOneofReturnType__rows_quarantined | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__user_id) -> _WhichOneofReturnType__user_id | None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
@@ -1092,23 +1103,63 @@ class QueryCostsResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Quarantined(_message.Message):
+        """Rows in quarantine."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PROVIDER_FIELD_NUMBER: _builtins.int
+        CURRENCY_FIELD_NUMBER: _builtins.int
+        ROWS_FIELD_NUMBER: _builtins.int
+        COST_FIELD_NUMBER: _builtins.int
+        provider: _builtins.str
+        """The provider, lower case."""
+        currency: _builtins.str
+        """Currency as the source has it; empty if it has none."""
+        rows: _builtins.int
+        """How many rows."""
+        cost: _builtins.str
+        """What is billed for them, a decimal."""
+        def __init__(
+            self,
+            *,
+            provider: _builtins.str = ...,
+            currency: _builtins.str = ...,
+            rows: _builtins.int = ...,
+            cost: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "currency", b"currency", "provider", b"provider", "rows", b"rows"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     COSTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Gives the next page; empty at the end."""
     @_builtins.property
     def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryCostsResponse.Cost]:
         """Largest first."""
 
+    @_builtins.property
+    def quarantined(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueryCostsResponse.Quarantined]:
+        """What all sums lack: rows of the dates read that break a rule of their template, and so stand in table x_quarantine.
+        Of all charges of the provider asked for; on the first page only.
+        """
+
     def __init__(
         self,
         *,
         costs: _abc.Iterable[Global___QueryCostsResponse.Cost] | None = ...,
         next_page_token: _builtins.str = ...,
+        quarantined: _abc.Iterable[Global___QueryCostsResponse.Quarantined] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "next_page_token", b"next_page_token", "quarantined", b"quarantined"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

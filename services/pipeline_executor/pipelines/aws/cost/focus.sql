@@ -30,6 +30,7 @@ regions AS (
 nets AS (
   SELECT COUNTIF(b.line_item_net_unblended_cost IS NOT NULL) > 0 AS are_there
   FROM {billing} AS b
+  WHERE b.quarantine_reason IS NULL
 ),
 items AS (
   SELECT
@@ -67,7 +68,7 @@ items AS (
     COALESCE(b.product_product_name, b.line_item_product_code, b.line_item_legal_entity, 'Unassigned') AS service
   FROM {billing} AS b
   CROSS JOIN nets AS n
-  WHERE b.line_item_line_item_type != 'SavingsPlanNegation'
+  WHERE b.quarantine_reason IS NULL AND b.line_item_line_item_type != 'SavingsPlanNegation'
 ),
 categories AS (
   SELECT

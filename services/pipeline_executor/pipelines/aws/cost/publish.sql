@@ -92,4 +92,4 @@ SELECT
   s.split_line_item_split_usage_ratio, s.split_line_item_unused_cost, s.product, s.resource_tags, s.cost_category,
   s.discount, s.source_extra, s.pipeline_logging_id
 FROM {rows} AS s
-WHERE newer IS NULL;
+WHERE newer IS NULL AND s.quarantine_reason IS NULL;

@@ -1,8 +1,10 @@
--- One row per line item of the cost and usage report, typed; a staging table with the columns of aws_cost_billing.
--- Parameters: @pipeline_logging_id STRING. {raw} is the report's rows under the names of CUR 2.0, as text; {target} the
--- table made.
+-- One row per line item of the cost and usage report, typed; a staging table with the columns of aws_cost_billing and
+-- quarantine_reason, why a row shall not be published.
+-- Parameters: @pipeline_logging_id STRING, @currencies ARRAY<STRING> (ISO 4217). {raw} is the report's rows under the
+-- names of CUR 2.0, as text; {target} the table made.
 -- usage_date was decided by the reader, which chose the rows by it: the day the line item begins, or where that lies
--- outside of the billing period (late usage) the nearest day in it. Only so are the days of a period its whole invoice.
+-- outside of the billing period (late usage) the nearest day in it, or its first if there is none. Only so are the days of
+-- a period its whole invoice.
 -- Numbers are decimal, as written; cost to the seventeenth place, which is beyond what a float in the report can mean.
 -- A number that is none is NULL, but for cost, which the reader has checked.
 -- Replaces its target, so it may run again.
@@ -156,5 +158,13 @@ AS SELECT
   PARSE_JSON(r.cost_category, wide_number_mode => 'round') AS cost_category,
   PARSE_JSON(r.discount, wide_number_mode => 'round') AS discount,
   PARSE_JSON(r.source_extra, wide_number_mode => 'round') AS source_extra,
-  @pipeline_logging_id AS pipeline_logging_id
+  @pipeline_logging_id AS pipeline_logging_id,
+  NULLIF(RTRIM(CONCAT(
+    IF(r.line_item_usage_start_date IS NULL, 'no usage date; ', ''),
+    IF(r.line_item_unblended_cost IS NULL, 'no cost; ', ''),
+    IF(IFNULL(r.bill_payer_account_id, '') = '', 'no payer account; ', ''),
+    IF(IFNULL(r.line_item_line_item_type, '') = '', 'no line item type; ', ''),
+    IF(IFNULL(r.line_item_currency_code, '') = '', 'no currency; ', ''),
+    IF(r.line_item_currency_code != '' AND r.line_item_currency_code NOT IN UNNEST(@currencies), 'a currency that is not of ISO 4217; ', '')
+  ), '; '), '') AS quarantine_reason
 FROM {raw} AS r

@@ -61,6 +61,7 @@ charges AS (
     LOWER(TRIM(b.unit_of_measure)) AS measured_in,
     IF(b.exchange_rate > 0, CAST(b.exchange_rate AS FLOAT64), 1.0) AS rate
   FROM {billing} AS b
+  WHERE b.quarantine_reason IS NULL
 ),
 chosen AS (
   SELECT

@@ -39,4 +39,4 @@ SELECT
   s.customer_tenant_id, s.is_azure_credit_eligible, s.cost_allocation_rule_name, s.service_info_first,
   s.service_info_second, s.additional_info, s.tags, s.source_extra, s.pipeline_logging_id
 FROM {rows} AS s
-WHERE newer IS NULL;
+WHERE newer IS NULL AND s.quarantine_reason IS NULL;

@@ -1,8 +1,11 @@
 -- One row per row of the cost exports, typed; a staging table with the columns of azure_cost_billing and
--- cost_views: which exports the run has read, ACTUAL, AMORTIZED or BOTH.
--- Parameters: @pipeline_logging_id STRING. {raw} is the exports' rows as they came, {target} the table made.
+-- cost_views: which exports the run has read, ACTUAL, AMORTIZED or BOTH; billed_once: the cost, but for rows whose twin in
+-- the actual export has it; quarantine_reason: why a row shall not be published.
+-- Parameters: @pipeline_logging_id STRING, @currencies ARRAY<STRING> (ISO 4217). {raw} is the exports' rows as they came,
+-- {target} the table made.
 -- usage_date was decided by the reader, which chose the rows by it: charge_date, or where that lies outside of the billing
--- period (late usage, corrections) the nearest day in it. Only so are the days of a period the whole of its invoice.
+-- period (late usage, corrections) the nearest day in it, or its first if there is none. Only so are the days of a period
+-- the whole of its invoice.
 -- Numbers are decimal, as written; cost to the seventeenth place, which is beyond what a float in the export can mean.
 -- Replaces its target, so it may run again.
 CREATE OR REPLACE TABLE {target}
@@ -87,5 +90,14 @@ AS SELECT
   PARSE_JSON(r.tags, wide_number_mode => 'round') AS tags,
   PARSE_JSON(r.source_extra, wide_number_mode => 'round') AS source_extra,
   @pipeline_logging_id AS pipeline_logging_id,
-  r.cost_views AS cost_views
+  r.cost_views AS cost_views,
+  IF(r.cost_view = 'AMORTIZED' AND r.cost_views = 'BOTH', NULL, ROUND(CAST(r.cost AS BIGNUMERIC), 17)) AS billed_once,
+  NULLIF(RTRIM(CONCAT(
+    IF(r.charge_date IS NULL, 'no date; ', ''),
+    IF(r.cost IS NULL, 'no cost; ', ''),
+    IF(IFNULL(r.billing_account_id, '') = '' AND IFNULL(r.billing_profile_id, '') = '', 'no billing account or profile; ', ''),
+    IF(IFNULL(r.charge_type, '') = '', 'no charge type; ', ''),
+    IF(IFNULL(r.billing_currency, '') = '', 'no currency; ', ''),
+    IF(r.billing_currency != '' AND r.billing_currency NOT IN UNNEST(@currencies), 'a currency that is not of ISO 4217; ', '')
+  ), '; '), '') AS quarantine_reason
 FROM {raw} AS r

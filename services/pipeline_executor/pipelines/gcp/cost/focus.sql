@@ -57,6 +57,7 @@ charges AS (
       b.invoice_month, FORMAT_TIMESTAMP('%Y%m', b.usage_start_time, 'America/Los_Angeles')
     ) AS month
   FROM {billing} AS b
+  WHERE b.quarantine_reason IS NULL
 ),
 pools AS (
   SELECT

@@ -35,4 +35,4 @@ SELECT
   s.adjustment_info_id, s.adjustment_info_description, s.adjustment_info_type, s.adjustment_info_mode,
   s.export_time, s.labels, s.system_labels, s.tags, s.credits, s.source_extra, s.pipeline_logging_id
 FROM {rows} AS s
-WHERE newer IS NULL;
+WHERE newer IS NULL AND s.quarantine_reason IS NULL;

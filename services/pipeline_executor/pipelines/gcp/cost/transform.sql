@@ -1,7 +1,9 @@
 -- One row per row of the billing export, flattened and typed; a staging table with the columns of gcp_cost_billing
--- and source_fingerprint, by which rows are counted as identical.
--- Parameters: @pipeline_logging_id STRING. {raw} is the export's rows as they came, {target} the table made.
--- Money is NUMERIC by a CAST of each value, never of a sum. Replaces its target, so it may run again.
+-- source_fingerprint, by which rows are counted as identical, and quarantine_reason, why a row shall not be published.
+-- Parameters: @pipeline_logging_id STRING, @currencies ARRAY<STRING> (ISO 4217). {raw} is the export's rows as they
+-- came, {target} the table made.
+-- Money is NUMERIC by a CAST of each value, never of a sum. Only regular cost must name a service and a SKU: taxes and
+-- adjustments may concern the whole account. Replaces its target, so it may run again.
 CREATE OR REPLACE TABLE {target}
 OPTIONS (expiration_timestamp = TIMESTAMP_ADD(CURRENT_TIMESTAMP(), INTERVAL 24 HOUR))
 AS SELECT
@@ -68,5 +70,13 @@ AS SELECT
   ) AS credits,
   PARSE_JSON(r.source_extra, wide_number_mode => 'round') AS source_extra,
   @pipeline_logging_id AS pipeline_logging_id,
-  MD5(TO_JSON_STRING(r)) AS source_fingerprint
+  MD5(TO_JSON_STRING(r)) AS source_fingerprint,
+  NULLIF(RTRIM(CONCAT(
+    IF(IFNULL(r.billing_account_id, '') = '', 'no billing account; ', ''),
+    IF(IFNULL(r.cost_type, 'regular') = 'regular' AND IFNULL(r.service.id, '') = '', 'no service; ', ''),
+    IF(IFNULL(r.cost_type, 'regular') = 'regular' AND IFNULL(r.sku.id, '') = '', 'no SKU; ', ''),
+    IF(NOT REGEXP_CONTAINS(r.invoice.month, r'^[0-9]{4}(0[1-9]|1[0-2])$'), 'an invoice month that is none; ', ''),
+    IF(IFNULL(r.currency, '') = '', 'no currency; ', ''),
+    IF(r.currency != '' AND r.currency NOT IN UNNEST(@currencies), 'a currency that is not of ISO 4217; ', '')
+  ), '; '), '') AS quarantine_reason
 FROM {raw} AS r
