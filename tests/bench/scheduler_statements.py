@@ -4,7 +4,7 @@ Both decide the same way, with the same SQL, on the same store, in the same run;
 differs. Runs end in the moment they start, so that what is measured is the scheduler. Run it alone with
 ``python -m tests.bench.scheduler_statements``; ``measure`` is what ``make bench`` may call. ``BENCH_CONFIGS`` (a list,
 default 10,100,1000,10000) sets the sizes. The twin stands on the same tables each time; of more schedules than
-``BENCH_TWIN`` (default 100) it does some only (column ``rows``), or it would not end: its statements grow with them.
+``BENCH_TWIN`` (default 10) it does some only (column ``rows``), or it would not end: its statements grow with them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tests.support.scheduler_world import World
 
 PROJECT = "scheduler-bench"
 SIZES = (10, 100, 1_000, 10_000)
-TWIN = 100
-_SAMPLE = 25
+TWIN = 10
+_SAMPLE = 10
 TENANTS = 50
 _CHUNK = 2_000
 _TABLES = ("tenant_pipeline_configs", "scheduled_pipeline_runs", "pipeline_execution_queue")
