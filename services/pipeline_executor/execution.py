@@ -13,7 +13,7 @@ import dataclasses
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,6 +54,8 @@ from services.pipeline_executor.watch import Progress
 
 REFUNDED = "ATTEMPT_REFUNDED"
 _RECORD_SECONDS = 120.0
+_OTHERS_RECORD_SECONDS = 8.0
+_START_RETRY = timedelta(seconds=10)
 _END_SECONDS = 90.0
 _BOOKKEEPING_SECONDS = 45.0
 _FIRST_PAUSE = 0.2
@@ -213,14 +215,30 @@ class Execution:
             return None
 
     async def _found(self, grant: Grant) -> View:
-        """The answer where the attempt is somebody else's, or has ended."""
+        """The answer where the attempt is somebody else's, or has ended.
+
+        What has a grant and no row may never get one: its owner may be dead. The scheduler, who asks again, hears of it
+        as PENDING; a client would believe in a run that nobody finds, and waits a moment for the row instead.
+        """
         if grant.state is GrantState.REFUNDED:
             raise _refunded()
-        rows = await self._tools.store.attempts(self.key.tenant_id, [self.key.run_id])
-        run = next((run for run in rows if run.key == self.key), None)
-        if run is None and grant.state is not GrantState.LIVE:
-            raise _refunded()
-        return view_of(run or dataclasses.replace(self._row(RunStatus.PENDING), owner=grant.owner), ())
+        until = asyncio.get_running_loop().time() + _OTHERS_RECORD_SECONDS
+        pause = _Pause()
+        while True:
+            rows = await self._tools.store.attempts(self.key.tenant_id, [self.key.run_id])
+            if run := next((run for run in rows if run.key == self.key), None):
+                return view_of(run, ())
+            if grant.state is not GrantState.LIVE:
+                raise _refunded()
+            if self.launch.trigger is not Trigger.MANUAL:
+                return view_of(dataclasses.replace(self._row(RunStatus.PENDING), owner=grant.owner), ())
+            if asyncio.get_running_loop().time() > until:
+                raise errors.Unavailable(
+                    "RUN_STARTING",
+                    "Another process has begun to start this run; ask again with the same Idempotency-Key.",
+                    retry_after=_START_RETRY,
+                )
+            await pause()
 
     async def _record(self, grant: Grant) -> Run | None:
         """Makes the row; None if another row stands in its place, which is the answer then."""

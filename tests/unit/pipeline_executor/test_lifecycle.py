@@ -302,6 +302,40 @@ async def test_a_caller_who_gives_up_takes_no_run_with_him(world: World) -> None
     assert world.begun == {view.run.key: 1}
 
 
+@simulated
+async def test_what_another_process_is_starting_is_answered_when_it_is_recorded(world: World) -> None:
+    world.faults.seconds = 3
+    a, b = world.boot("a"), world.boot("b")
+    views = await asyncio.gather(run(a, idempotency_key="k"), run(b, idempotency_key="k"))
+    assert {view.run.status for view in views} == {RunStatus.RUNNING}
+    await settled(world, views[0])
+    assert world.begun == {views[0].run.key: 1}
+
+
+@simulated
+async def test_a_run_that_its_owner_never_recorded_is_not_acknowledged_by_another(world: World) -> None:
+    a, b = world.boot("a"), world.boot("b")
+    insert = a.store.insert
+
+    async def dies(_: Run) -> bool:
+        a.kill()
+        return await insert(_)
+
+    a.store.insert = dies  # type: ignore[method-assign]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(20):
+            await run(a, idempotency_key="k")
+    with pytest.raises(errors.Unavailable) as refusal:
+        await run(b, idempotency_key="k")
+    assert refusal.value.reason == "RUN_STARTING"
+    # Given back when the lease is over; then the key means a run again.
+    await until(
+        lambda: all(grant.state is not GrantState.LIVE for grant in world.quotas.grants().values()), seconds=100
+    )
+    view = await run(b, idempotency_key="k")
+    assert (await settled(world, view)).status is RunStatus.COMPLETED
+
+
 # ---------------------------------------------------------------- dispatched attempts
 
 
