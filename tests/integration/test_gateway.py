@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
@@ -21,6 +24,7 @@ from urllib.parse import quote
 import grpc
 import httpx
 import pytest
+import yaml
 from convergence.pipeline_executor.v1 import pipeline_executor_pb2 as executor_pb2
 from convergence.tenant.v1 import tenant_pb2, tenant_pb2_grpc
 from google.protobuf import message_factory
@@ -822,12 +826,40 @@ def test_health_needs_all_four_services_and_a_dead_one_is_503(tmp_path: Path, do
         assert logged(edge, got.headers["x-request-id"])["code"] == 503
 
 
+@pytest.mark.parametrize("ends", ["refuses", "hangs up"])
+def test_a_dead_replica_of_who_authenticates_costs_no_request(tmp_path: Path, ends: str) -> None:
+    with socket.socket() as dead:
+        dead.bind(("127.0.0.1", 0))
+        port = int(dead.getsockname()[1])
+        if ends == "hangs up":
+            dead.listen()
+            threading.Thread(target=_hang_up, args=(dead,), daemon=True).start()
+
+        def with_the_dead(text: str) -> str:
+            config = yaml.safe_load(text)
+            [authz] = [each for each in config["static_resources"]["clusters"] if each["name"] == "authz"]
+            address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+            authz["load_assignment"]["endpoints"][0]["lb_endpoints"].append({"endpoint": {"address": address}})
+            # Found to be dead by requests alone, as it is in the second before a health check.
+            del authz["health_checks"]
+            return yaml.safe_dump(config)
+
+        with running_gateway(tmp_path, port=free_port(), edit=with_the_dead) as edge:
+            answers = Counter(send(edge, "GET", "/api/v1/tenants/acme").status_code for _ in range(30))
+            assert len(edge.asked) == 30
+    assert answers == {200: 30}
+
+
+def _hang_up(listener: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            listener.accept()[0].close()
+
+
 # --- the text ---
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    import yaml
-
     values: dict[str, Any] = {
         name: f"{name}:1" for name in ("tenant", "credential", "pipeline_executor", "scheduler", "authz")
     }

@@ -71,6 +71,12 @@ async def test_a_caller_is_let_through_with_all_three_headers_and_without_the_ke
     assert (admin.headers["x-tenant-id"], admin.headers["x-role"]) == ("", "PLATFORM_ADMIN")
 
 
+async def test_it_says_that_it_is_there_and_lets_nobody_through_for_that() -> None:
+    answer = await Gateway().ask("/health", "runner", prefix="")
+    assert answer.status_code == 200 and answer.content == b""
+    assert not [name for name in answer.headers if name.startswith("x-")]
+
+
 @pytest.mark.parametrize(
     "keys", [(), ("",), ("runner", "runner"), ("runner,runner",), ("runner, admin",), ("x" * 513,), ("nobody",)]
 )
