@@ -1,4 +1,4 @@
-"""Ten tenants onboarded and run at once; no row or log of one is visible to another.
+"""Six tenants onboarded and run at once; no row or log of one is visible to another.
 
 Against a running stack: `CONVERGENCE_E2E_STACK=.data/stack.json` (or its base URL) and this file.
 """
@@ -15,7 +15,7 @@ import pytest
 from tests.support.stack import Stack, Tenant, source_totals, until
 
 DATE = "2025-11-17"
-COUNT = 10
+COUNT = 6
 UNKNOWN = "no_such_tenant_anywhere"
 TABLES = ("gcp_cost_billing", "x_meta_pipeline_runs", "x_meta_step_logs", "x_meta_dq_results")
 
@@ -30,29 +30,29 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def ten(stack: Stack) -> list[Done]:
-    """All ten at once, through every flow."""
+def everyone(stack: Stack) -> list[Done]:
+    """All at once, through every flow."""
 
     def go(number: int) -> Done:
         tenant = stack.onboard()
         credential = tenant.store_credential()
-        run = tenant.run(date=DATE, idempotency_key="same key, ten tenants", user_id=f"user-{number}", timeout=240)
+        run = tenant.run(date=DATE, idempotency_key="same key, other tenants", user_id=f"user-{number}", timeout=240)
         return Done(tenant, credential["credential_id"], run)
 
     with ThreadPoolExecutor(COUNT) as pool:
         return list(pool.map(go, range(COUNT)))
 
 
-def test_every_tenant_has_all_of_its_data(stack: Stack, ten: list[Done]) -> None:
+def test_every_tenant_has_all_of_its_data(stack: Stack, everyone: list[Done]) -> None:
     source = stack.sample_credential["source"]
     expected = source_totals(stack, source["project_id"], source["dataset_id"], source["table_id"], DATE)
-    assert len({done.run["pipeline_logging_id"] for done in ten}) == COUNT
-    for done in ten:
+    assert len({done.run["pipeline_logging_id"] for done in everyone}) == COUNT
+    for done in everyone:
         assert done.tenant.totals(DATE) == expected
 
 
-def test_a_dataset_holds_its_own_tenant_only(stack: Stack, ten: list[Done]) -> None:
-    for number, done in enumerate(ten):
+def test_a_dataset_holds_its_own_tenant_only(stack: Stack, everyone: list[Done]) -> None:
+    for number, done in enumerate(everyone):
         own = {(done.tenant.tenant_id, f"user-{number}")}
         run_ids = {done.run["pipeline_logging_id"]}
         for table in TABLES:
@@ -85,8 +85,8 @@ def paths(done: Done) -> list[str]:
     ]
 
 
-def test_a_foreign_path_answers_like_one_that_does_not_exist(stack: Stack, ten: list[Done]) -> None:
-    for mine, other in itertools.pairwise([*ten, ten[0]]):
+def test_a_foreign_path_answers_like_one_that_does_not_exist(stack: Stack, everyone: list[Done]) -> None:
+    for mine, other in itertools.pairwise([*everyone, everyone[0]]):
         with stack.http(mine.tenant.key) as http:
             for path in paths(other):
                 foreign = http.get(path)
@@ -96,8 +96,8 @@ def test_a_foreign_path_answers_like_one_that_does_not_exist(stack: Stack, ten: 
                 assert foreign.headers["content-type"] == unknown.headers["content-type"], path
 
 
-def test_foreign_ids_under_the_own_path_are_not_found(ten: list[Done]) -> None:
-    for mine, other in itertools.pairwise([*ten, ten[0]]):
+def test_foreign_ids_under_the_own_path_are_not_found(everyone: list[Done]) -> None:
+    for mine, other in itertools.pairwise([*everyone, everyone[0]]):
         tenant = mine.tenant
         runs = f"/pipelines/runs/{tenant.tenant_id}/{other.run['pipeline_logging_id']}"
         tenant.call("GET", runs, expect=404)
@@ -107,8 +107,8 @@ def test_foreign_ids_under_the_own_path_are_not_found(ten: list[Done]) -> None:
             assert other.tenant.tenant_id not in str(answer)
 
 
-def test_a_foreign_tenant_cannot_be_changed(stack: Stack, ten: list[Done]) -> None:
-    mine, other = ten[0], ten[1]
+def test_a_foreign_tenant_cannot_be_changed(stack: Stack, everyone: list[Done]) -> None:
+    mine, other = everyone[0], everyone[1]
     tenant = other.tenant.tenant_id
     run = other.run["pipeline_logging_id"]
     changes: list[tuple[str, str, Any]] = [
@@ -130,8 +130,8 @@ def test_a_foreign_tenant_cannot_be_changed(stack: Stack, ten: list[Done]) -> No
     assert other.tenant.usage()["daily"]["used"] == 1
 
 
-def test_lists_show_the_own_only(ten: list[Done]) -> None:
-    for done in ten:
+def test_lists_show_the_own_only(everyone: list[Done]) -> None:
+    for done in everyone:
         own = done.tenant
         runs = own.call("GET", f"/pipelines/runs/{own.tenant_id}")["runs"]
         assert [run["pipeline_logging_id"] for run in runs] == [done.run["pipeline_logging_id"]]
