@@ -49,10 +49,11 @@ charges AS (
       SELECT MIN(c.full_name) FROM UNNEST(b.credits) AS c
       WHERE c.type IN ('COMMITTED_USAGE_DISCOUNT', 'COMMITTED_USAGE_DISCOUNT_DOLLAR_BASE', 'FEE_UTILIZATION_OFFSET')
     ) AS credit_name,
-    (
-      SELECT COUNT(*) FROM UNNEST(b.credits) AS c
-      WHERE c.type IN ('COMMITTED_USAGE_DISCOUNT_DOLLAR_BASE', 'FEE_UTILIZATION_OFFSET')
-    ) > 0 AS is_spend,
+    STARTS_WITH(LOWER(IFNULL(b.sku_description, '')), 'commitment - dollar based')
+      OR (
+        SELECT COUNT(*) FROM UNNEST(b.credits) AS c
+        WHERE c.type IN ('COMMITTED_USAGE_DISCOUNT_DOLLAR_BASE', 'FEE_UTILIZATION_OFFSET')
+      ) > 0 AS is_spend,
     IFNULL(
       b.invoice_month, FORMAT_TIMESTAMP('%Y%m', b.usage_start_time, 'America/Los_Angeles')
     ) AS month
@@ -186,7 +187,7 @@ SELECT
     WHEN b.commitment IS NULL OR b.category NOT IN ('Usage', 'Purchase') THEN NULL
     WHEN b.is_spend OR b.has_model
       THEN CAST(IF(b.category = 'Purchase', IFNULL(b.cost, 0), b.effective_cost) AS FLOAT64)
-    WHEN b.row_kind = 'CHARGE' THEN b.usage_amount_in_pricing_units
+    ELSE b.usage_amount_in_pricing_units
   END AS CommitmentDiscountQuantity,
   CASE
     WHEN b.commitment IS NULL OR b.category != 'Usage' THEN NULL
@@ -196,7 +197,7 @@ SELECT
   CASE
     WHEN b.commitment IS NULL OR b.category NOT IN ('Usage', 'Purchase') THEN NULL
     WHEN b.is_spend OR b.has_model THEN b.currency
-    WHEN b.row_kind = 'CHARGE' AND b.usage_amount_in_pricing_units IS NOT NULL
+    WHEN b.usage_amount_in_pricing_units IS NOT NULL
       THEN COALESCE(p.focus_unit, CONCAT(UPPER(SUBSTR(b.usage_pricing_unit, 1, 1)), SUBSTR(b.usage_pricing_unit, 2)))
   END AS CommitmentDiscountUnit,
   IF(b.row_kind = 'CHARGE' AND b.category = 'Usage' AND b.usage_unit IS NOT NULL, b.usage_amount, NULL)
