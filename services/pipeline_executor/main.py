@@ -129,7 +129,7 @@ def build(
             ),
         ],
         internal=[
-            (pb_grpc.add_PipelineDispatchServiceServicer_to_server, PipelineDispatchServicer(runs)),
+            (pb_grpc.add_PipelineDispatchServiceServicer_to_server, PipelineDispatchServicer(runs, templates)),
             (pb_grpc.add_RunOwnerServiceServicer_to_server, RunOwnerServicer(watch, executions)),
         ],
         authenticate=Keys(tenant_pb2_grpc.TenantAuthServiceStub(tenant)).authenticate,

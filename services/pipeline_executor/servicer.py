@@ -159,8 +159,12 @@ class PipelineServicer(pb_grpc.PipelineServiceServicer):
 class PipelineDispatchServicer(pb_grpc.PipelineDispatchServiceServicer):
     """Internal: what the scheduler calls."""
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, templates: Templates) -> None:
         self._runs = runs
+        self._templates = templates
+
+    async def GetTemplate(self, request: pb.GetTemplateRequest, context: Context) -> pb.Template:
+        return encode_template(self._templates.get(request.provider, request.domain, request.template))
 
     async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.Run:
         trigger = Trigger(pb.Run.Trigger.Name(request.trigger)) if request.trigger else Trigger.SCHEDULED

@@ -26,6 +26,7 @@ RETRIED = (
     "convergence.tenant.v1.TenantLifecycleService",
     "convergence.tenant.v1.TenantAuthService",
     "convergence.pipeline_executor.v1.PipelineDispatchService/BatchGetRuns",
+    "convergence.pipeline_executor.v1.PipelineDispatchService/GetTemplate",
 )
 
 
@@ -51,6 +52,10 @@ class ExecutorClient:
             config_id=item.config_id or "",
         )
         return _attempt(await self._stub.StartRun(request))
+
+    async def refresh_window(self, provider: str, domain: str, template: str) -> int:
+        request = executor.GetTemplateRequest(provider=provider, domain=domain, template=template)
+        return (await self._stub.GetTemplate(request)).refresh_window_days
 
     async def attempts(self, items: Sequence[Item]) -> Mapping[str, Attempt]:
         found: dict[str, Attempt] = {}

@@ -706,6 +706,10 @@ class Records(Protocol):
 class Executor(Protocol):
     """The pipeline executor."""
 
+    async def refresh_window(self, provider: str, domain: str, template: str) -> int:
+        """How many days back the template's source still changes; ``NotFound(TEMPLATE_NOT_FOUND)``."""
+        ...
+
     async def start(self, item: Item) -> Attempt:
         """Starts the row's attempt, or answers with it; idempotent by run and attempt."""
         ...

@@ -63,7 +63,7 @@ def build(
     trail = Trail(audit, now)
     denials = Denials(audit.append, service=settings.service, now=now)
     triggers = Triggers(schedules, now=now, policy=policy)
-    calendar = Calendar(schedules, queue, records, tenants, triggers, trail, now=now, policy=policy)
+    calendar = Calendar(schedules, queue, records, executor, tenants, triggers, trail, now=now, policy=policy)
     housekeeping = Housekeeping(schedules, queue, records, executor, tenants, now=now, policy=policy)
     loop = Loop(
         queue,

@@ -19,6 +19,7 @@ from libs.ledger import Ledger
 from libs.tenancy import TenantId
 from services.scheduler import cron, occurrences
 from services.scheduler.domain import (
+    Executor,
     Pick,
     Policy,
     Queue,
@@ -39,6 +40,7 @@ from services.scheduler.trail import Trail
 from services.scheduler.trigger import Triggers
 
 _MAX_PARAMETERS = 16_000
+_MOST_REFRESHED_DAYS = 31
 _WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
@@ -97,6 +99,7 @@ class Calendar:
         schedules: Schedules,
         queue: Queue,
         records: Records,
+        executor: Executor,
         tenants: Tenants,
         triggers: Triggers,
         trail: Trail,
@@ -107,6 +110,7 @@ class Calendar:
         self._schedules = schedules
         self._queue = queue
         self._records = records
+        self._executor = executor
         self._tenants = tenants
         self._triggers = triggers
         self._trail = trail
@@ -115,13 +119,15 @@ class Calendar:
         self._ledger: Ledger[Schedule, Edit, Edited] = Ledger(schedules, decide, now=now)
 
     async def create(self, tenant_id: TenantId, values: Mapping[str, Any], key: str | None) -> Schedule:
-        """Makes a schedule that fires at its next time; with an idempotency key once.
+        """Makes a schedule that fires at its next time; with an idempotency key once. Where nothing is said of it, it
+        refreshes as many days as its template's source still changes.
 
         Raises ``InvalidArgument`` (CRON_INVALID, TIMEZONE_UNKNOWN, PIPELINE_INVALID, PARAMETERS_TOO_LONG,
-        IDEMPOTENCY_KEY_REUSED), ``NotFound(TENANT_NOT_FOUND)``.
+        IDEMPOTENCY_KEY_REUSED), ``NotFound`` (TENANT_NOT_FOUND, TEMPLATE_NOT_FOUND).
         """
         now = self._now()
         check_pipeline(values["provider"], values["domain"], values["template"])
+        window = await self._executor.refresh_window(values["provider"], values["domain"], values["template"])
         schedule = Schedule(
             config_id=id_from_key(tenant_id, "schedule", key),
             tenant_id=tenant_id,
@@ -129,7 +135,7 @@ class Calendar:
             updated_at=now,
             created_by=caller.current().key_id,
             fingerprint=fingerprint(values),
-            **values,
+            **{"refresh_window_days": min(window, _MOST_REFRESHED_DAYS), **values},
         )
         cron.parse(schedule.cron, schedule.timezone)
         due = occurrences.next_time(schedule, now) if schedule.is_active else None

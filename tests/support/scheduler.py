@@ -623,6 +623,7 @@ class FakeExecutor:
         self.capacity = 1_000_000
         self.lost_reply = 0.0
         self.down = False
+        self.window = 0
         self.random = random.Random(seed)
 
     def running(self) -> list[tuple[str, int]]:
@@ -670,6 +671,12 @@ class FakeExecutor:
             self.rows[key] = told
             if told.status is not AttemptStatus.RUNNING:
                 self.tenants.live.discard(key)
+
+    async def refresh_window(self, provider: str, domain: str, template: str) -> int:
+        await asyncio.sleep(0)
+        if template == "nowhere":
+            raise errors.NotFound("TEMPLATE_NOT_FOUND", "There is no such template.")
+        return self.window
 
     async def attempts(self, items: Sequence[Item]) -> Mapping[str, Attempt]:
         await asyncio.sleep(0)

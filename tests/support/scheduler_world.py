@@ -48,6 +48,7 @@ class World:
             self.store,
             self.store,
             self.store,
+            self.executor,
             self.tenants,
             self.triggers,
             trail,

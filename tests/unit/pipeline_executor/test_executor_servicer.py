@@ -70,7 +70,7 @@ class Executor:
 
         return {
             PUBLIC: Lazy(public),
-            DISPATCH: Lazy(lambda: PipelineDispatchServicer(self.process.runs)),
+            DISPATCH: Lazy(lambda: PipelineDispatchServicer(self.process.runs, TEMPLATES)),
             OWNER: Lazy(lambda: RunOwnerServicer(self.process.watch, self.process.executions)),
         }
 
@@ -260,6 +260,13 @@ def test_the_scheduler_starts_asks_and_cancels(executor: Executor) -> None:
     cancel = pb.CancelDispatchedRunRequest(tenant_id="acme", run_id=run_id)
     assert executor.call(DISPATCH, "CancelDispatchedRun", cancel).response.status == pb.Run.CANCELLING
     assert executor.ended(run_id).status == pb.Run.CANCELLED
+
+
+def test_the_scheduler_reads_how_far_back_a_template_still_changes(executor: Executor) -> None:
+    asked = pb.GetTemplateRequest(provider="GCP", domain="cost", template="billing")
+    assert executor.call(DISPATCH, "GetTemplate", asked).response.refresh_window_days == 10
+    nowhere = pb.GetTemplateRequest(provider="gcp", domain="cost", template="nowhere")
+    assert executor.call(DISPATCH, "GetTemplate", nowhere).code is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_notice_for_a_run_that_is_not_here_is_fine(executor: Executor) -> None:

@@ -208,6 +208,27 @@ async def test_a_deleted_schedules_failed_run_is_not_tried_again(world: World) -
     assert world.states() == {"CANCELLED": 1}
 
 
+async def test_a_schedule_refreshes_what_its_template_still_changes_unless_it_says_otherwise(world: World) -> None:
+    world.executor.window = 10
+    assert [made.refresh_window_days for made in (await world.create(), await world.create(refresh_window_days=0))] == [
+        10,
+        0,
+    ]
+    world.executor.window = 93
+    assert (await world.create()).refresh_window_days == 31
+    with pytest.raises(errors.NotFound) as caught:
+        await world.create(template="nowhere")
+    assert caught.value.reason == "TEMPLATE_NOT_FOUND"
+    assert len(world.store.schedules) == 3
+
+
+async def test_an_idempotent_schedule_stays_the_same_when_its_templates_window_changes(world: World) -> None:
+    given = {"provider": "gcp", "domain": "cost", "template": "billing", "cron": "0 * * * *"}
+    first = await world.calendar.create(ACME, given, "k")
+    world.executor.window = 10
+    assert await world.calendar.create(ACME, given, "k") == first
+
+
 async def test_running_now_queues_one_run_for_the_usual_date(world: World) -> None:
     made = await world.create(date_offset_days=2, refresh_window_days=1, parameters='{"a":1}', jitter_seconds=1800)
     run = await world.calendar.run_now(ACME, made.config_id, None)

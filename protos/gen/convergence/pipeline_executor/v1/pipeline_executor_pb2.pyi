@@ -1483,6 +1483,36 @@ class QueryComplianceResponse(_message.Message):
 Global___QueryComplianceResponse: _TypeAlias = QueryComplianceResponse  # noqa: Y015
 
 @_typing.final
+class GetTemplateRequest(_message.Message):
+    """Asks for one template."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """The provider, in any case."""
+    domain: _builtins.str
+    """The domain."""
+    template: _builtins.str
+    """The template."""
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        domain: _builtins.str = ...,
+        template: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "provider", b"provider", "template", b"template"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTemplateRequest: _TypeAlias = GetTemplateRequest  # noqa: Y015
+
+@_typing.final
 class StartRunRequest(_message.Message):
     """An attempt to start."""
 

@@ -522,6 +522,11 @@ class PipelineDispatchServiceStub:
                 request_serializer=convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.BatchGetRunsRequest.SerializeToString,
                 response_deserializer=convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.BatchGetRunsResponse.FromString,
                 _registered_method=True)
+        self.GetTemplate = channel.unary_unary(
+                '/convergence.pipeline_executor.v1.PipelineDispatchService/GetTemplate',
+                request_serializer=convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.GetTemplateRequest.SerializeToString,
+                response_deserializer=convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.Template.FromString,
+                _registered_method=True)
         self.CancelDispatchedRun = channel.unary_unary(
                 '/convergence.pipeline_executor.v1.PipelineDispatchService/CancelDispatchedRun',
                 request_serializer=convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.CancelDispatchedRunRequest.SerializeToString,
@@ -551,6 +556,13 @@ class PipelineDispatchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTemplate(self, request, context):
+        """Reads what a schedule must know of its template. NOT_FOUND (TEMPLATE_NOT_FOUND) if there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelDispatchedRun(self, request, context):
         """Cancels a run on behalf of the scheduler. As CancelRun.
         """
@@ -570,6 +582,11 @@ def add_PipelineDispatchServiceServicer_to_server(servicer, server):
                     servicer.BatchGetRuns,
                     request_deserializer=convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.BatchGetRunsRequest.FromString,
                     response_serializer=convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.BatchGetRunsResponse.SerializeToString,
+            ),
+            'GetTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTemplate,
+                    request_deserializer=convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.GetTemplateRequest.FromString,
+                    response_serializer=convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.Template.SerializeToString,
             ),
             'CancelDispatchedRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelDispatchedRun,
@@ -632,6 +649,33 @@ class PipelineDispatchService:
             '/convergence.pipeline_executor.v1.PipelineDispatchService/BatchGetRuns',
             convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.BatchGetRunsRequest.SerializeToString,
             convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.BatchGetRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/convergence.pipeline_executor.v1.PipelineDispatchService/GetTemplate',
+            convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.GetTemplateRequest.SerializeToString,
+            convergence_dot_pipeline__executor_dot_v1_dot_pipeline__executor__pb2.Template.FromString,
             options,
             channel_credentials,
             insecure,

@@ -149,6 +149,8 @@ class PipelineDispatchServiceStub:
     """
     BatchGetRuns: _aio.UnaryUnaryMultiCallable[_pipeline_executor_pb2.BatchGetRunsRequest, _pipeline_executor_pb2.BatchGetRunsResponse]
     """Reads attempts of many tenants in one call; what does not exist is absent from the answer."""
+    GetTemplate: _aio.UnaryUnaryMultiCallable[_pipeline_executor_pb2.GetTemplateRequest, _pipeline_executor_pb2.Template]
+    """Reads what a schedule must know of its template. NOT_FOUND (TEMPLATE_NOT_FOUND) if there is none."""
     CancelDispatchedRun: _aio.UnaryUnaryMultiCallable[_pipeline_executor_pb2.CancelDispatchedRunRequest, _pipeline_executor_pb2.Run]
     """Cancels a run on behalf of the scheduler. As CancelRun."""
 
@@ -175,6 +177,14 @@ class PipelineDispatchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_pipeline_executor_pb2.BatchGetRunsRequest, _abc.Awaitable[_pipeline_executor_pb2.BatchGetRunsResponse]],
     ) -> _abc.Awaitable[_pipeline_executor_pb2.BatchGetRunsResponse]:
         """Reads attempts of many tenants in one call; what does not exist is absent from the answer."""
+
+    @_abc_1.abstractmethod
+    def GetTemplate(
+        self,
+        request: _pipeline_executor_pb2.GetTemplateRequest,
+        context: _aio.ServicerContext[_pipeline_executor_pb2.GetTemplateRequest, _abc.Awaitable[_pipeline_executor_pb2.Template]],
+    ) -> _abc.Awaitable[_pipeline_executor_pb2.Template]:
+        """Reads what a schedule must know of its template. NOT_FOUND (TEMPLATE_NOT_FOUND) if there is none."""
 
     @_abc_1.abstractmethod
     def CancelDispatchedRun(

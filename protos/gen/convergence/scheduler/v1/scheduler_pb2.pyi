@@ -955,7 +955,7 @@ class CreateScheduleRequest(_message.Message):
     catchup_policy: Global___Schedule.CatchupPolicy.ValueType
     """Default LAST."""
     refresh_window_days: _builtins.int
-    """0 to 31 (default 0)."""
+    """0 to 31 (default: the template's own, 31 at most)."""
     is_active: _builtins.bool
     """Default true."""
     name: _builtins.str
