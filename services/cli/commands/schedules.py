@@ -45,7 +45,10 @@ CatchupOption = Annotated[
 ]
 CatchupLimitOption = Annotated[int | None, typer.Option("--catchup-limit", help="At most so many under ALL.")]
 RefreshOption = Annotated[
-    int | None, typer.Option("--refresh-days", help="Days before the date that run again, for restated bills (0-31).")
+    int | None,
+    typer.Option(
+        "--refresh-days", help="Days before the date that run again, for restated bills (0-31; new: the template's)."
+    ),
 ]
 OffsetOption = Annotated[int | None, typer.Option("--date-offset", help="The run's date, in days before (0-31).")]
 JitterOption = Annotated[int | None, typer.Option("--jitter-seconds", help="Spread starts over so long (0-1800).")]
