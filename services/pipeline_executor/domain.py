@@ -452,8 +452,9 @@ def view_of(run: Run, steps: Collection[Step]) -> View:
     """A run with its steps in their order, and how far it is."""
     ordered = tuple(sorted(steps, key=lambda step: (step.attempt, step.position)))
     read = sum(step.rows or 0 for step in ordered if step.type == "extract")
-    kept = [step.details["rows_quarantined"] for step in ordered if "rows_quarantined" in step.details]
-    return View(run, ordered, percent_of(run, ordered), read, kept[-1] if kept else None)
+    counted = (step.details.get("rows_quarantined") for step in ordered if step.attempt == run.key.attempt)
+    kept = next((count for count in counted if count is not None), None)
+    return View(run, ordered, percent_of(run, ordered), read, kept)
 
 
 def _date(name: str, text: str) -> date:

@@ -29,7 +29,9 @@ from services.pipeline_executor.domain import (
     percent_of,
     resolve_dates,
     run_id_of,
+    view_of,
 )
+from services.pipeline_executor.wire import decode_progress, encode_progress, encode_view
 
 ACME = TenantId("acme")
 NOW = datetime(2025, 11, 17, 0, 30, tzinfo=UTC)
@@ -158,6 +160,15 @@ def test_percent(statuses: list[StepStatus], status: RunStatus) -> None:
     percent = percent_of(run(status), steps(*statuses))
     assert 0 <= percent <= 100
     assert (percent == 100) == (status is RunStatus.COMPLETED)
+
+
+def test_a_run_says_what_its_newest_attempt_has_put_into_quarantine_to_other_replicas_too() -> None:
+    [checked] = [replace(step, details={"rows_quarantined": 2}) for step in steps(StepStatus.COMPLETED)]
+    view = view_of(run(), [checked])
+    assert view.rows_quarantined == 2
+    assert decode_progress(encode_progress(view)).rows_quarantined == 2
+    later = view_of(run(attempt=2), [checked, replace(checked, attempt=2, details={})])
+    assert later.rows_quarantined is None and not encode_view(later).HasField("rows_quarantined")
 
 
 def test_a_step_that_ends_moves_a_run_forward() -> None:
