@@ -99,6 +99,11 @@ class Loop:
         self._sleep = sleep
         self._chance = chance
         self._written = 0
+        self._draining = False
+
+    async def drain(self, _: float) -> None:
+        """Has every call end with the round it is in: what is left is the next call's, of another process."""
+        self._draining = True
 
     async def process(self, budget: timedelta) -> Processed:
         """Works until nothing is runnable or running, or ``budget`` is over; one round at least.
@@ -121,10 +126,12 @@ class Loop:
                 busy = True
             left = (end - self._now()).total_seconds()
             # What was written may have made room for more, so only a round without a trace is the last.
-            if left <= 0 or not (busy or self._written != written):
+            if left <= 0 or self._draining or not (busy or self._written != written):
                 break
             pause = _FIRST_PAUSE if done != counted else min(_LAST_PAUSE, 2 * pause)
             await self._sleep(min(pause, left))
+            if self._draining:
+                break
         backlog = await self._queue.backlog(self._now())
         done.running = sum(each.claimed for each in backlog)
         done.queued = sum(each.waiting for each in backlog)

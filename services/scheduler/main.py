@@ -99,6 +99,7 @@ def build(
     if settings.metrics_listen is not None:
         server.background("gauges", Gauges(reports).run)
     server.background("offboarding", housekeeping.offboard_forever)
+    server.on_drain(loop.drain)
     if warehouse is None:
         server.on_stop(_closing(store))
     server.on_stop(tenant_channel.close)

@@ -72,6 +72,22 @@ async def test_what_still_runs_when_the_time_is_up_is_the_next_calls(world: Worl
     assert (done.started, done.completed, done.running) == (0, 1, 0)
 
 
+async def test_a_process_that_is_ending_answers_after_its_round(world: World) -> None:
+    put(world, 1)
+
+    async def sleep(seconds: float) -> None:
+        await loop.drain(15)
+        await world.sleep(seconds)
+
+    began = world.clock()
+    loop = world.loop(sleep=sleep)
+    done = await loop.process(timedelta(seconds=240))
+    assert (done.started, done.running) == (1, 1)
+    assert world.clock() - began < timedelta(seconds=5)
+    world.finish()
+    assert (await world.poll(30)).completed == 1
+
+
 async def test_a_budget_of_nothing_is_one_round(world: World) -> None:
     put(world, 500)
     world.tenants.quotas["acme"] = Quota(concurrent=500)
