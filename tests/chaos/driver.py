@@ -43,6 +43,7 @@ _ENDED = (
     "SELECT r.`trigger` AS `by`, r.status, IFNULL(r.outcome, r.error_reason) AS what, COUNT(*) AS n "
     "FROM x_meta_pipeline_runs AS r GROUP BY 1, 2, 3"
 )
+_HANDED_BACK = "INTERRUPTED"
 _FAILED = "SELECT error_reason AS r, COUNT(*) AS n FROM x_meta_pipeline_runs WHERE status = 'FAILED' GROUP BY 1"
 _SETTINGS = {
     # So small that faults and load meet the limits.
@@ -222,9 +223,15 @@ class _Endurance:
         if lost := self._history.total(Kind.UNKNOWN) - before:
             self._report.wrong.append(f"the rolling restart lost {lost} requests: see requests.jsonl")
         failed = await asyncio.to_thread(self._failures)
-        if failed:
-            self._report.wrong.append(f"the rolling restart failed runs: {failed}")
-        self._report.figures["rolling"] = {"replicas": len(self._stack.replicas), "lost": lost}
+        # Those that do not end within the grace are handed back, and say so.
+        if others := {reason: number for reason, number in failed.items() if reason != _HANDED_BACK}:
+            self._report.wrong.append(f"the rolling restart failed runs: {others}")
+        self._report.figures["rolling"] = {
+            "replicas": len(self._stack.replicas),
+            "requests": sum(self._history.counts.values()),
+            "lost": lost,
+            "handed_back": failed.get(_HANDED_BACK, 0),
+        }
 
     async def _restart(self, name: str) -> None:
         old = self._stack.process(name)
