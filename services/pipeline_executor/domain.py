@@ -178,7 +178,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A run at one moment, as its readers see it; ``rows_quarantined`` is None where nobody has counted."""
+    """A run at one moment, as its readers see it.
+
+    ``rows_quarantined`` is None where nothing was published, or nobody has counted.
+    """
 
     run: Run
     steps: tuple[Step, ...] = ()
@@ -454,7 +457,7 @@ def view_of(run: Run, steps: Collection[Step]) -> View:
     read = sum(step.rows or 0 for step in ordered if step.type == "extract")
     counted = (step.details.get("rows_quarantined") for step in ordered if step.attempt == run.key.attempt)
     kept = next((count for count in counted if count is not None), None)
-    return View(run, ordered, percent_of(run, ordered), read, kept)
+    return View(run, ordered, percent_of(run, ordered), read, kept if run.outcome is Outcome.PUBLISHED else None)
 
 
 def _date(name: str, text: str) -> date:

@@ -14,6 +14,7 @@ from libs.errors import FailedPrecondition, InvalidArgument, NotFound
 from libs.tenancy import TenantId
 from services.pipeline_executor.domain import (
     Key,
+    Outcome,
     Run,
     RunStatus,
     Spec,
@@ -164,10 +165,12 @@ def test_percent(statuses: list[StepStatus], status: RunStatus) -> None:
 
 def test_a_run_says_what_its_newest_attempt_has_put_into_quarantine_to_other_replicas_too() -> None:
     [checked] = [replace(step, details={"rows_quarantined": 2}) for step in steps(StepStatus.COMPLETED)]
-    view = view_of(run(), [checked])
+    done = replace(run(RunStatus.COMPLETED), outcome=Outcome.PUBLISHED)
+    view = view_of(done, [checked])
     assert view.rows_quarantined == 2
+    assert view_of(replace(done, outcome=Outcome.SUPERSEDED), [checked]).rows_quarantined is None
     assert decode_progress(encode_progress(view)).rows_quarantined == 2
-    later = view_of(run(attempt=2), [checked, replace(checked, attempt=2, details={})])
+    later = view_of(replace(done, key=run(attempt=2).key), [checked, replace(checked, attempt=2, details={})])
     assert later.rows_quarantined is None and not encode_view(later).HasField("rows_quarantined")
 
 
