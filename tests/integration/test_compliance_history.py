@@ -1,7 +1,7 @@
 """The history of findings: what days of scans leave, what a day run again leaves, and what a scan may close.
 
-An account has a history of its own, so each scenario is one or two accounts, and all of them are in the same scans, as a
-run costs the same whatever is in it. Scans that must change nothing come afterwards, a run each.
+An account has a history of its own, so each scenario is one or two accounts, all of them in the same scans: a run costs
+the same whatever is in it. Scans that must change nothing come afterwards, a run each.
 """
 
 from __future__ import annotations
