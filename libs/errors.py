@@ -123,6 +123,10 @@ class Ambiguous(Unavailable):
     """A write whose outcome nobody knows yet; read the state before deciding anything."""
 
 
+class NotBegun(Unavailable):
+    """This process cannot, and has begun nothing: the gateway asks another at once, and says so if none can."""
+
+
 class Unimplemented(Error):
     """The contract names it, no code serves it yet; HTTP 501."""
 

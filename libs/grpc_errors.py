@@ -19,6 +19,8 @@ from libs import errors
 
 DOMAIN = "convergence"
 STATUS_KEY = "grpc-status-details-bin"
+# The gateway tries a call again that ends with this.
+NOT_BEGUN = ("x-not-begun", "1")
 _INTERNAL_TEXT = "Internal error. Quote the x-request-id when you report it."
 _NO_ANSWER_TEXT = "A service this request depends on did not answer. Try again."
 # A status travels in metadata, whose limit is 8 KiB: neither lists nor texts may grow with the request.
@@ -88,6 +90,8 @@ def trailers(exc: BaseException) -> Metadata:
     error = public(exc)
     found: list[tuple[str, str | bytes]] = [(STATUS_KEY, to_status(exc).SerializeToString())]
     seconds = None if error.retry_after is None else max(1, math.ceil(error.retry_after.total_seconds()))
+    if isinstance(error, errors.NotBegun):
+        found.append(NOT_BEGUN)
     if seconds is not None:
         found.append(("retry-after", str(seconds)))
     if error.quota_violations:

@@ -8,7 +8,10 @@ mkdir -p build
 
 echo "-- secrets: nothing in the files that is not in .secrets.baseline"
 # Names beside references to secrets (`secretName: tls-tenant`) and made-up ones in tests are in the baseline, by hash.
-if ! git ls-files -z | xargs -0 $bin/detect-secrets-hook --no-verify --baseline .secrets.baseline; then
+# A first pass may fail for lines that moved only: it writes their new numbers into its baseline, here a copy.
+cp .secrets.baseline build/secrets.baseline
+secrets() { git ls-files -z | xargs -0 $bin/detect-secrets-hook --no-verify --baseline build/secrets.baseline; }
+if ! secrets >/dev/null && ! secrets; then
     echo "A made-up one for a test is added with: $bin/detect-secrets scan --no-verify --baseline .secrets.baseline"
     failed="$failed secrets"
 fi

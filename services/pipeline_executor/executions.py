@@ -52,9 +52,9 @@ class Executions:
 
     def _begin(self, launch: Launch) -> Execution:
         if self._draining:
-            raise errors.Unavailable("EXECUTOR_DRAINING", "This executor is shutting down; try again.")
+            raise errors.NotBegun("EXECUTOR_DRAINING", "This executor is shutting down; try again.")
         if len(self._live) >= self._max_runs:
-            raise errors.Unavailable(
+            raise errors.NotBegun(
                 "EXECUTOR_FULL",
                 f"This executor runs {self._max_runs} runs already; try again.",
                 retry_after=_FULL_RETRY,

@@ -452,6 +452,34 @@ def test_the_error_table(
     assert len(edge.calls) == 1, "the gateway must not try a call again that has begun"
 
 
+def test_what_one_process_has_not_begun_is_asked_of_another(edge: StandIns) -> None:
+    busy = iter([errors.NotBegun("EXECUTOR_FULL", "Full."), errors.NotBegun("EXECUTOR_DRAINING", "Ends.")])
+
+    def answer(_request: Any) -> Any:
+        if failure := next(busy, None):
+            raise failure
+        return executor_pb2.Run()
+
+    edge.answers["PipelineService/RunPipeline"] = answer
+    got = send(edge, "POST", "/api/v1/pipelines/run/acme/gcp/cost/billing", json={"date": "2025-11-17"})
+    assert got.status_code == 200, got.text
+    assert len(edge.calls) == 3
+
+    edge.calls.clear()
+    edge.answers["PipelineService/RunPipeline"] = _always(errors.NotBegun("EXECUTOR_FULL", "Full."))
+    got = send(edge, "POST", "/api/v1/pipelines/run/acme/gcp/cost/billing", json={"date": "2025-11-17"})
+    assert refusal(got) == (503, 14, "EXECUTOR_FULL")
+    assert "x-not-begun" not in got.headers
+    assert len(edge.calls) == 3
+
+
+def _always(failure: errors.Error) -> Callable[[Any], Any]:
+    def answer(_request: Any) -> Any:
+        raise failure
+
+    return answer
+
+
 def test_a_used_up_quota_says_when_to_come_back(edge: StandIns) -> None:
     def answer(_request: Any) -> Any:
         raise errors.ResourceExhausted(
