@@ -64,7 +64,8 @@ async def test_a_view_is_made_once_and_written_again_only_if_its_text_changed(
 
 def test_the_shared_tables_come_with_a_provider_that_has_its_own() -> None:
     assert [schema.name for schema in tables.of_provider("gcp")] == [
-        "gcp_cost_billing", "gcp_cost_focus", "focus_cost_and_usage", "compliance_history", "compliance_scans",
+        "gcp_cost_billing", "gcp_cost_focus", "focus_cost_and_usage", "x_quarantine", "compliance_history",
+        "compliance_scans",
     ]  # fmt: skip
     assert tables.of_provider("nobody") == ()
     shared = ["focus_v1_2", "focus_v1_4", "compliance_findings", "compliance_pass_rates"]
