@@ -19,8 +19,9 @@ from services.pipeline_executor.providers import aws_export as export
 from services.pipeline_executor.providers import aws_rows as rows
 from services.pipeline_executor.providers import check_source
 from services.pipeline_executor.providers.object_store import Listed
+from tests.support import focus_rows
 from tests.support.aws import as_parquet, exported
-from tests.support.aws_rows import row
+from tests.support.aws_rows import ROWS, row
 
 NOON = datetime(2025, 11, 20, 12, tzinfo=UTC)
 NOVEMBER = (date(2025, 11, 1), date(2025, 11, 30))
@@ -119,19 +120,21 @@ def test_columns_are_found_under_the_names_of_every_version() -> None:
     assert caught.value.metadata["columns"] == "line_item_usage_start_date,line_item_unblended_cost"
 
 
-def decoded(path: Path, *, first: int = 1, last: int = 30) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def decoded(
+    path: Path, layout: rows.Layout = LAYOUT, *, first: int = 1, last: int = 30
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     window = rows.Window(*NOVEMBER, date(2025, 11, first), date(2025, 11, last))
-    made = rows.plan(LAYOUT, rows.header(path), path.name)
+    made = rows.plan(layout, rows.header(path), path.name)
     totals = rows.Totals()
-    totals.add(path, made, LAYOUT, window)
+    totals.add(path, made, layout, window)
     engine = rows.connect(path.parent)
     try:
-        count = rows.convert(engine, path, made, LAYOUT, window, path.parent / "out.parquet")
+        count = rows.convert(engine, path, made, layout, window, path.parent / "out.parquet")
     finally:
         engine.close()
     table = pq.read_table(path.parent / "out.parquet")
     assert table.num_rows == count
-    assert [field.name for field in table.schema] == [column.name for column in LAYOUT.schema]
+    assert [field.name for field in table.schema] == [column.name for column in layout.schema]
     return table.to_pylist(), totals.sums
 
 
@@ -164,6 +167,29 @@ def test_every_form_of_a_file_becomes_the_same_rows(tmp_path: Path, form: str) -
     # The days of the run, by both readers.
     found, totals = decoded(path, first=1, last=1)
     assert len(found) == 1 and list(totals) == ["EUR"]
+
+
+def plain(value: Any) -> Any:
+    """Text that is JSON as what it says; an object in an object too."""
+    if not isinstance(value, str) or not value.startswith("{"):
+        return value
+    return {name: plain(inner) for name, inner in json.loads(value).items()}
+
+
+@pytest.mark.parametrize(
+    ("layout", "given"), [(LAYOUT, ROWS), (rows.focus_layout(), focus_rows.AWS)], ids=["report", "focus"]
+)
+def test_every_kind_of_charge_is_the_same_from_text_and_from_parquet(
+    tmp_path: Path, layout: rows.Layout, given: list[dict[str, Any]]
+) -> None:
+    found = []
+    for name, content in (("f.parquet", as_parquet(given)), ("f.csv.gz", gzip.compress(exported(given)))):
+        (tmp_path / name).write_bytes(content)
+        made, totals = decoded(tmp_path / name, layout)
+        assert len(made) == len(given)
+        # Only the spaces within JSON are the source's own.
+        found.append(([{column: plain(value) for column, value in item.items()} for item in made], totals))
+    assert found[0] == found[1]
 
 
 def test_cost_is_rounded_once_to_the_place_it_is_stored_in(tmp_path: Path) -> None:
