@@ -191,9 +191,10 @@ class MemoryStore:
 
     async def add(self, runs: Sequence[Run], items: Sequence[Item], key: str, backfill: Backfill | None = None) -> None:
         def commit() -> None:
-            self.run_rows.extend(runs)
-            self.queue_rows.extend(items)
-            self.backfill_rows.extend([backfill] if backfill else [])
+            known = {row.run_id for row in self.run_rows} | {row.backfill_id for row in self.backfill_rows}
+            self.run_rows.extend(run for run in runs if run.run_id not in known)
+            self.queue_rows.extend(item for item in items if item.run_id not in known)
+            self.backfill_rows.extend([backfill] if backfill and backfill.backfill_id not in known else [])
 
         await self._once("add_runs", key, commit)
 

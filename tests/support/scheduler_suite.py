@@ -194,8 +194,9 @@ class StoreSuite(ABC):
             created_at=NOW,
         )
         key = str(uuid.uuid4())
-        for _ in range(2):
-            await store.add([run for run, _ in pairs], [item for _, item in pairs], key, backfill)
+        # The same again, also by one who does not know the first one's job: the emulator forgets one that a kill met.
+        for each in (key, key, str(uuid.uuid4())):
+            await store.add([run for run, _ in pairs], [item for _, item in pairs], each, backfill)
         items = await store.items(Pick())
         assert list(items) == sorted((item for _, item in pairs), key=lambda item: item.run_id)
         for run, _ in pairs:

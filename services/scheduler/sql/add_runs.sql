@@ -1,7 +1,7 @@
 -- Result: none; a backfill (or none) with runs and their queue rows.
 -- Parameters: @batch STRING, the JSON text of {backfills, runs, items}; @change_id STRING, the batch's own id.
--- Safe to run twice: its job id is made of what the runs mean, and BigQuery runs a job id once. All of it or nothing
--- becomes visible.
+-- Safe to run twice: its job id is made of what the runs mean, and BigQuery runs a job id once; what is there already is
+-- left alone besides. All of it or nothing becomes visible. The runs come last, as the queue's rows ask for them.
 BEGIN TRANSACTION;
 
 INSERT INTO scheduler_backfills (
@@ -27,48 +27,8 @@ FROM (
     JSON_VALUE(j, '$.created_by') AS created_by,
     CAST(JSON_VALUE(j, '$.cancelled_at') AS TIMESTAMP) AS cancelled_at
   FROM UNNEST(JSON_QUERY_ARRAY(@batch, '$.backfills')) AS j
-) AS u;
-
-INSERT INTO scheduled_pipeline_runs (
-  run_id, config_id, backfill_id, tenant_id, trigger, provider, domain, template, scheduled_for, start_date,
-  end_date, state, reason, error, occurrence_count, retry_count, max_retries, attempt, priority, not_before,
-  change_id, fingerprint, created_at, created_by, updated_at, started_at, ended_at
-)
-SELECT
-  u.run_id, u.config_id, u.backfill_id, u.tenant_id, u.trigger, u.provider, u.domain, u.template,
-  u.scheduled_for, u.start_date, u.end_date, u.state, u.reason, u.error, u.occurrence_count, u.retry_count,
-  u.max_retries, u.attempt, u.priority, u.not_before, @change_id, u.fingerprint, u.created_at, u.created_by,
-  u.updated_at, u.started_at, u.ended_at
-FROM (
-  SELECT
-    JSON_VALUE(j, '$.run_id') AS run_id,
-    JSON_VALUE(j, '$.config_id') AS config_id,
-    JSON_VALUE(j, '$.backfill_id') AS backfill_id,
-    JSON_VALUE(j, '$.tenant_id') AS tenant_id,
-    JSON_VALUE(j, '$.trigger') AS trigger,
-    JSON_VALUE(j, '$.provider') AS provider,
-    JSON_VALUE(j, '$.domain') AS domain,
-    JSON_VALUE(j, '$.template') AS template,
-    CAST(JSON_VALUE(j, '$.scheduled_for') AS TIMESTAMP) AS scheduled_for,
-    CAST(JSON_VALUE(j, '$.start_date') AS DATE) AS start_date,
-    CAST(JSON_VALUE(j, '$.end_date') AS DATE) AS end_date,
-    JSON_VALUE(j, '$.state') AS state,
-    JSON_VALUE(j, '$.reason') AS reason,
-    JSON_VALUE(j, '$.error') AS error,
-    CAST(JSON_VALUE(j, '$.occurrence_count') AS INT64) AS occurrence_count,
-    CAST(JSON_VALUE(j, '$.retry_count') AS INT64) AS retry_count,
-    CAST(JSON_VALUE(j, '$.max_retries') AS INT64) AS max_retries,
-    CAST(JSON_VALUE(j, '$.attempt') AS INT64) AS attempt,
-    CAST(JSON_VALUE(j, '$.priority') AS INT64) AS priority,
-    CAST(JSON_VALUE(j, '$.not_before') AS TIMESTAMP) AS not_before,
-    JSON_VALUE(j, '$.fingerprint') AS fingerprint,
-    CAST(JSON_VALUE(j, '$.created_at') AS TIMESTAMP) AS created_at,
-    JSON_VALUE(j, '$.created_by') AS created_by,
-    CAST(JSON_VALUE(j, '$.updated_at') AS TIMESTAMP) AS updated_at,
-    CAST(JSON_VALUE(j, '$.started_at') AS TIMESTAMP) AS started_at,
-    CAST(JSON_VALUE(j, '$.ended_at') AS TIMESTAMP) AS ended_at
-  FROM UNNEST(JSON_QUERY_ARRAY(@batch, '$.runs')) AS j
-) AS u;
+) AS u
+WHERE NOT EXISTS (SELECT 1 FROM scheduler_backfills AS b WHERE b.backfill_id = u.backfill_id);
 
 INSERT INTO pipeline_execution_queue (
   run_id, tenant_id, config_id, backfill_id, version, state, reason, error, stop, priority, rank_at, serial_id,
@@ -116,6 +76,49 @@ FROM (
     CAST(JSON_VALUE(j, '$.created_at') AS TIMESTAMP) AS created_at,
     CAST(JSON_VALUE(j, '$.updated_at') AS TIMESTAMP) AS updated_at
   FROM UNNEST(JSON_QUERY_ARRAY(@batch, '$.items')) AS j
-) AS u;
+) AS u
+WHERE NOT EXISTS (SELECT 1 FROM scheduled_pipeline_runs AS r WHERE r.run_id = u.run_id);
+
+INSERT INTO scheduled_pipeline_runs (
+  run_id, config_id, backfill_id, tenant_id, trigger, provider, domain, template, scheduled_for, start_date,
+  end_date, state, reason, error, occurrence_count, retry_count, max_retries, attempt, priority, not_before,
+  change_id, fingerprint, created_at, created_by, updated_at, started_at, ended_at
+)
+SELECT
+  u.run_id, u.config_id, u.backfill_id, u.tenant_id, u.trigger, u.provider, u.domain, u.template,
+  u.scheduled_for, u.start_date, u.end_date, u.state, u.reason, u.error, u.occurrence_count, u.retry_count,
+  u.max_retries, u.attempt, u.priority, u.not_before, @change_id, u.fingerprint, u.created_at, u.created_by,
+  u.updated_at, u.started_at, u.ended_at
+FROM (
+  SELECT
+    JSON_VALUE(j, '$.run_id') AS run_id,
+    JSON_VALUE(j, '$.config_id') AS config_id,
+    JSON_VALUE(j, '$.backfill_id') AS backfill_id,
+    JSON_VALUE(j, '$.tenant_id') AS tenant_id,
+    JSON_VALUE(j, '$.trigger') AS trigger,
+    JSON_VALUE(j, '$.provider') AS provider,
+    JSON_VALUE(j, '$.domain') AS domain,
+    JSON_VALUE(j, '$.template') AS template,
+    CAST(JSON_VALUE(j, '$.scheduled_for') AS TIMESTAMP) AS scheduled_for,
+    CAST(JSON_VALUE(j, '$.start_date') AS DATE) AS start_date,
+    CAST(JSON_VALUE(j, '$.end_date') AS DATE) AS end_date,
+    JSON_VALUE(j, '$.state') AS state,
+    JSON_VALUE(j, '$.reason') AS reason,
+    JSON_VALUE(j, '$.error') AS error,
+    CAST(JSON_VALUE(j, '$.occurrence_count') AS INT64) AS occurrence_count,
+    CAST(JSON_VALUE(j, '$.retry_count') AS INT64) AS retry_count,
+    CAST(JSON_VALUE(j, '$.max_retries') AS INT64) AS max_retries,
+    CAST(JSON_VALUE(j, '$.attempt') AS INT64) AS attempt,
+    CAST(JSON_VALUE(j, '$.priority') AS INT64) AS priority,
+    CAST(JSON_VALUE(j, '$.not_before') AS TIMESTAMP) AS not_before,
+    JSON_VALUE(j, '$.fingerprint') AS fingerprint,
+    CAST(JSON_VALUE(j, '$.created_at') AS TIMESTAMP) AS created_at,
+    JSON_VALUE(j, '$.created_by') AS created_by,
+    CAST(JSON_VALUE(j, '$.updated_at') AS TIMESTAMP) AS updated_at,
+    CAST(JSON_VALUE(j, '$.started_at') AS TIMESTAMP) AS started_at,
+    CAST(JSON_VALUE(j, '$.ended_at') AS TIMESTAMP) AS ended_at
+  FROM UNNEST(JSON_QUERY_ARRAY(@batch, '$.runs')) AS j
+) AS u
+WHERE NOT EXISTS (SELECT 1 FROM scheduled_pipeline_runs AS r WHERE r.run_id = u.run_id);
 
 COMMIT TRANSACTION
