@@ -23,6 +23,7 @@ import pytest
 from google.cloud import bigquery
 
 from deploy.local.objects import Keys, Server
+from libs import tables
 from libs.bigquery import Warehouse, build_client
 from libs.tenancy import TenantId
 from services.pipeline_executor.domain import Outcome
@@ -33,6 +34,7 @@ from tests.conftest import Emulator
 from tests.support import aws, aws_rows, azure, azure_rows
 from tests.support import billing as google
 
+GOLDEN = TenantId("golden")
 DATA = Path(__file__).parents[1] / "support" / "data" / "focus_scenarios"
 KEYS = Keys(**{**aws.KEY, "account": "golden", "account_key": base64.b64encode(bytes(32)).decode()})
 FIRST, LAST = date(2023, 1, 1), date(2023, 1, 31)
@@ -275,13 +277,18 @@ def found(
         assert isinstance(context.journal, google.MemoryJournal)
         assert context.journal.failed() <= warned
         columns = ", ".join(f"t.{name}" for name in ("SubAccountId", *COMPARED))
-        for row in await runs.rows(f"SELECT {columns} FROM focus_cost_and_usage AS t"):
+        for row in await runs.rows(
+            f"SELECT {columns} FROM focus_cost_and_usage AS t WHERE t.x_Provider = '{provider}'"
+        ):
             published.setdefault((provider, row["SubAccountId"]), []).append(row)
 
     async def run() -> None:
+        await warehouse.create_dataset(GOLDEN)
+        for provider in ("aws", "azure", "gcp"):
+            schemas = [*tables.group("x_meta"), *tables.of_provider(provider)]
+            await warehouse.ensure_tables(GOLDEN, schemas, tables.views(provider))
         for provider, (kind, source, secret) in sources.items():
-            runs = kind(warehouse, TenantId(f"golden_{provider}"), endpoints, folder)
-            await runs.prepare()
+            runs = kind(warehouse, GOLDEN, endpoints, folder)
             context = await runs.begin(source, FIRST, LAST, secret=lambda secret=secret: secret)
             await publish(provider, runs, context, {"sku_not_null", "dates_inside_billing_period"})
 
@@ -292,8 +299,7 @@ def found(
         ]
         customer = google.Customer(client)
         customer.export(given, fields=google.schema(without=()))
-        runs = google.TenantRuns(warehouse, TenantId("golden_gcp"), customer, endpoints, folder)
-        await runs.prepare()
+        runs = google.TenantRuns(warehouse, GOLDEN, customer, endpoints, folder)
         await publish("gcp", runs, await runs.begin(FIRST, FIRST), set())
 
     asyncio.run(run())
