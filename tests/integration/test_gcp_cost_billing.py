@@ -557,7 +557,10 @@ async def test_rows_that_break_a_rule_are_kept_apart_until_the_source_is_correct
     assert [(item["currency"], item["n"], item["net"]) for item in both] == [
         (item["currency"] or "", item["n"], item["cost"] + item["credits"]) for item in expected
     ]
-    [focus] = await runs.rows("SELECT SUM(t.BilledCost) AS billed FROM focus_cost_and_usage AS t")
+    # Another test's run of a later day left its own.
+    [focus] = await runs.rows(
+        f"SELECT SUM(t.BilledCost) AS billed FROM focus_cost_and_usage AS t WHERE t.x_ChargeDate = DATE '{DAY}'"
+    )
     [raw] = await runs.rows("SELECT SUM(t.net_cost) AS net FROM gcp_cost_billing AS t")
     assert focus["billed"] == raw["net"] == Decimal("12.3")
     await run_and_compare(runs, runs.customer.export([*good, *(row(cost=40.0) for _ in bad)]), 12)
@@ -566,6 +569,7 @@ async def test_rows_that_break_a_rule_are_kept_apart_until_the_source_is_correct
 
 async def test_too_many_of_them_stop_the_run_before_publishing(runs: TenantRuns) -> None:
     runs.customer.export([row(), row(currency=None, cost=2.0), row(billing_account_id="")])
+    before = await runs.rows("SELECT q.* FROM x_quarantine AS q ORDER BY q.reason")
     context = await runs.begin()
     with pytest.raises(errors.FailedPrecondition) as caught:
         await Engine().run(PIPELINE, context)
@@ -575,7 +579,7 @@ async def test_too_many_of_them_stop_the_run_before_publishing(runs: TenantRuns)
     assert isinstance(context.journal, MemoryJournal)
     assert context.journal.failed() == {"rows_quarantined", "cost_quarantined"}
     assert await runs.rows("SELECT t.cost FROM gcp_cost_billing AS t") == []
-    assert await runs.rows("SELECT q.reason FROM x_quarantine AS q") == []
+    assert await runs.rows("SELECT q.* FROM x_quarantine AS q ORDER BY q.reason") == before
     assert await runs.staging() == []
 
 
