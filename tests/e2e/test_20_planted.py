@@ -1,7 +1,8 @@
 """Billing data of other shapes, loaded into a customer's project through the BigQuery API and run through REST.
 
 Other months, missing and extra columns, late rows, credits, corrections, taxes, several currencies: totals must equal
-the source to the last digit, and running again must change nothing.
+the source to the last digit, and running again must change nothing. Each test makes the one export of the one tenant
+anew, for days of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from tests.support.stack import Stack, Tenant, source_totals, until
 DATASET, TABLE = "exports", "gcp_billing_export_v1_ABCDEF_012345_6789AB"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def customer(stack: Stack) -> Iterator[Customer]:
-    """A customer's project nobody has used."""
+    """A customer's project nobody else uses."""
     client = stack.bigquery(f"planted-{uuid.uuid4().hex[:8]}")
     yield Customer(client)
     for dataset in list(client.list_datasets()):
@@ -32,7 +33,7 @@ def customer(stack: Stack) -> Iterator[Customer]:
     client.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tenant(stack: Stack, customer: Customer) -> Tenant:
     """A tenant whose credential is that customer's."""
     made = stack.onboard()
@@ -192,7 +193,8 @@ def test_a_run_may_name_another_source(stack: Stack, customer: Customer) -> None
     assert tenant.totals("2025-04-05") == source_totals(stack, customer.project_id, DATASET, TABLE, "2025-04-05")
 
 
-def test_a_source_that_is_not_there_fails_with_what_to_do(tenant: Tenant) -> None:
+def test_a_source_that_is_not_there_fails_with_what_to_do(tenant: Tenant, customer: Customer) -> None:
+    customer.client.delete_dataset(f"{customer.project_id}.{DATASET}", delete_contents=True, not_found_ok=True)
     run = tenant.wait(tenant.start(date="2025-04-06")["pipeline_logging_id"])
     assert run["status"] == "FAILED"
     assert "source.table_id" in run["error"]["message"]
