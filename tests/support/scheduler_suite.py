@@ -140,7 +140,9 @@ class StoreSuite(ABC):
         assert await store.replace([edited])
         assert await store.fire(firings, "change-1", NOW) == {rows[0].config_id, rows[1].config_id}
         assert await store.fired("change-1") == {rows[0].config_id, rows[1].config_id}
+        # Neither somebody else nor the same change once more makes another run of what has been fired.
         assert await store.fire(firings, "change-2", NOW) == set()
+        await store.fire(firings, "change-1", NOW)
         by_config = {firing.schedule.config_id: firing for firing in firings}
         for row in rows[:2]:
             firing = by_config[row.config_id]
