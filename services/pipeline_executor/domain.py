@@ -20,6 +20,8 @@ from libs.errors import Error, FailedPrecondition, FieldViolation, InvalidArgume
 from libs.tenancy import TenantId
 
 LEASE = timedelta(seconds=60)
+# What the quality step calls its count, among its details and its checks.
+ROWS_QUARANTINED = "rows_quarantined"
 _RUN_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 # The namespace of ids made of idempotency keys. Changing it would give every key a second run.
@@ -451,12 +453,17 @@ def percent_of(run: Run, steps: Collection[Step]) -> int:
     return min(99, 50 * halves // len(steps))
 
 
-def view_of(run: Run, steps: Collection[Step]) -> View:
-    """A run with its steps in their order, and how far it is."""
+def view_of(run: Run, steps: Collection[Step], checks: Collection[Check] = ()) -> View:
+    """A run with its steps in their order, and how far it is.
+
+    ``checks`` stand in for steps that were not logged, as their process died once the run was published.
+    """
     ordered = tuple(sorted(steps, key=lambda step: (step.attempt, step.position)))
     read = sum(step.rows or 0 for step in ordered if step.type == "extract")
-    counted = (step.details.get("rows_quarantined") for step in ordered if step.attempt == run.key.attempt)
+    counted = (step.details.get(ROWS_QUARANTINED) for step in ordered if step.attempt == run.key.attempt)
     kept = next((count for count in counted if count is not None), None)
+    if kept is None and (found := [check for check in checks if check.name == ROWS_QUARANTINED]):
+        kept = sum(int(check.actual or 0) for check in found)
     return View(run, ordered, percent_of(run, ordered), read, kept if run.outcome is Outcome.PUBLISHED else None)
 
 

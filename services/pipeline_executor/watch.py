@@ -14,6 +14,7 @@ from libs import errors, logs
 from libs.tenancy import TenantId
 from services.pipeline_executor.domain import (
     Key,
+    Outcome,
     Owners,
     Run,
     RunStore,
@@ -140,7 +141,7 @@ class Watch:
                 logged = await self._logged(run)
                 # The owner logs the steps after the row has ended; until then what it said of them last is the newest.
                 said = heard.steps if heard is not None and heard.run.key == run.key else ()
-                yield logged if logged.steps else view_of(run, said)
+                yield view_of(run, said) if said and not logged.steps else logged
                 return
             elif not forwarded and run.owner != self._owner():
                 forwarded = True
@@ -169,4 +170,8 @@ class Watch:
     async def _logged(self, run: Run) -> View:
         if progress := self._local(run.key):
             return view_of(run, progress.steps)
-        return view_of(run, await self._store.steps(run.key.run_id, [run], _LOG_SIZE, None))
+        if steps := await self._store.steps(run.key.run_id, [run], _LOG_SIZE, None):
+            return view_of(run, steps)
+        # Its process died after it was published and before its steps were logged; its checks were logged before.
+        published = run.outcome is Outcome.PUBLISHED
+        return view_of(run, (), await self._store.checks(run.key.run_id, [run], _LOG_SIZE, None) if published else ())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from libs.errors import FailedPrecondition, InvalidArgument, NotFound
 from libs.tenancy import TenantId
 from services.pipeline_executor.domain import (
+    Check,
     Key,
     Outcome,
     Run,
@@ -172,6 +173,23 @@ def test_a_run_says_what_its_newest_attempt_has_put_into_quarantine_to_other_rep
     assert decode_progress(encode_progress(view)).rows_quarantined == 2
     later = view_of(replace(done, key=run(attempt=2).key), [checked, replace(checked, attempt=2, details={})])
     assert later.rows_quarantined is None and not encode_view(later).HasField("rows_quarantined")
+    # The steps of a process that died once it had published were never logged; its checks were.
+    result = {
+        "attempt": 1,
+        "type": "quarantine",
+        "severity": "WARNING",
+        "status": "WARN",
+        "message": "",
+        "expected": "0",
+    }
+    checks = [
+        Check(name=name, dimension=currency, actual=actual, check_time=NOW, **result)
+        for name, currency, actual in (
+            ("rows_quarantined", "EUR", "1"), ("rows_quarantined", "USD", "2"), ("cost_quarantined", "USD", "9.5"),
+        )
+    ]  # fmt: skip
+    assert view_of(done, [], checks).rows_quarantined == 3
+    assert view_of(done, [], []).rows_quarantined is None
 
 
 def test_a_step_that_ends_moves_a_run_forward() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from libs import errors
 from libs.tenancy import TenantId
-from services.pipeline_executor.domain import RunStatus, StepStatus, View
+from services.pipeline_executor.domain import Check, RunStatus, StepStatus, View
 from services.pipeline_executor.runs import RunRequest
 from tests.support.executor import Process, Script, World, as_client, simulated, until
 
@@ -84,6 +84,26 @@ async def test_an_ended_run_is_one_message(world: World) -> None:
     for process in (a, b):
         [last] = await watched(process, view.run.key.run_id, [])
         assert (last.run.status, last.percent, len(last.steps)) == (RunStatus.COMPLETED, 100, 2)
+
+
+@simulated
+async def test_what_was_put_into_quarantine_is_said_also_of_a_run_whose_process_died_before_it_logged_its_steps(
+    world: World,
+) -> None:
+    a, b = world.boot("a"), world.boot("b")
+    view = await begin(a, seconds=1)
+    await until(lambda: view.run.key in world.store.step_logs)
+    await asyncio.sleep(5)
+    world.store.step_logs.pop(view.run.key)
+    world.store.check_logs[view.run.key] = [
+        Check(
+            attempt=1, name="rows_quarantined", type="quarantine", severity="WARNING", status="WARN", dimension="USD",
+            expected="0", actual="4", message="", check_time=view.run.start_time,
+        )
+    ]  # fmt: skip
+    for process in (a, b):
+        [last] = await watched(process, view.run.key.run_id, [])
+        assert (last.run.status, last.rows_quarantined, last.steps) == (RunStatus.COMPLETED, 4, ())
 
 
 @simulated
