@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import logging
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import structlog
 
 from deploy.local.bigquery import wait_ready
 from libs.bigquery import Warehouse, build_client
+from tests.support.ports import free_port
 
 _PROJECTS = itertools.count(1)
 
@@ -42,13 +42,6 @@ class Emulator:
     rest: str
     grpc: str
     data_dir: Path
-
-
-def free_port() -> int:
-    """A TCP port nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

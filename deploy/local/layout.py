@@ -128,7 +128,7 @@ class Ports:
 
 def free_ports() -> Iterator[int]:
     """Ports that nobody listens on, in no order."""
-    return (port for port in random.sample(_PORTS, 400) if is_free(port))
+    return (port for port in random.SystemRandom().sample(_PORTS, 400) if is_free(port))
 
 
 def is_free(port: int) -> bool:

@@ -24,7 +24,8 @@ import httpx
 import yaml
 
 from deploy.envoy import render
-from tests.support.stack import Stack, Tenant, free_port, until
+from tests.support.ports import free_port
+from tests.support.stack import Stack, Tenant, until
 
 PATH = "/api/v1/pipelines/templates"
 SCRIPT = Path(__file__).with_name("edge.js")

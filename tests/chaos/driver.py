@@ -30,7 +30,8 @@ from tests.chaos import faults, invariants, overload, planted
 from tests.chaos.invariants import Sampler
 from tests.chaos.load import Client, Customer, History, Jobs, Kind
 from tests.chaos.source import OUT_OF_REACH, Growth, Source, plant
-from tests.support.stack import ROOT, Stack, free_port, until
+from tests.support.ports import free_port
+from tests.support.stack import ROOT, Stack, until
 
 # Figures that only build/chaos.json has.
 _LONG = frozenset({"operations", "most_leases", "restarts"})

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from deploy.local.processes import Identity
-from tests.support.stack import Stack, command, free_port, until
+from tests.support.ports import free_port
+from tests.support.stack import Stack, command, until
 
 pytestmark = pytest.mark.own_stack
 

@@ -34,9 +34,9 @@ from deploy.envoy import descriptors, pages
 from deploy.envoy.render import Gateway, command, render
 from libs import errors, grpc_client
 from libs.tenancy import Caller, Role
-from tests.conftest import free_port
 from tests.support.gateway import ADMIN_KEY, KEYS, StandIns, internal_methods, public_methods, running_gateway
 from tests.support.hostile import HOSTILE_IDS
+from tests.support.ports import dead_port, free_port
 from tests.support.routes import Route, routes
 
 ORIGIN = "http://localhost:3000"
@@ -833,9 +833,10 @@ def test_each_tenant_has_a_bucket_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("down", ["tenant", "credential", "pipeline_executor", "scheduler", "authz"])
 def test_health_needs_all_four_services_and_a_dead_one_is_503(tmp_path: Path, down: str) -> None:
-    with running_gateway(
-        tmp_path, port=free_port(), **{down: f"127.0.0.1:{free_port()}"}, healthy=down == "authz"
-    ) as edge:
+    with (
+        dead_port() as dead,
+        running_gateway(tmp_path, port=free_port(), **{down: f"127.0.0.1:{dead}"}, healthy=down == "authz") as edge,
+    ):
         health = send(edge, "GET", "/health", key="")
         assert health.status_code == (200 if down == "authz" else 503)
         if down == "authz":

@@ -8,9 +8,9 @@ import httpx
 
 from deploy.envoy import render
 from libs.tls import Tls
-from tests.conftest import free_port
 from tests.support.certificates import Authority
 from tests.support.gateway import CONTEXTS, running_gateway
+from tests.support.ports import free_port
 
 ACME = {"x-api-key": "acme-key"}
 

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from libs import tracing
-from tests.conftest import free_port
 from tests.support.collector import Collector, collecting
 from tests.support.gateway import StandIns, running_gateway
+from tests.support.ports import free_port
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 HEADERS = {"x-api-key": "acme-key"}

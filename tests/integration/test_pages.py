@@ -18,10 +18,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from libs import errors
-from tests.conftest import free_port
 from tests.support import console
 from tests.support.browser import opened, picture, running
 from tests.support.gateway import ADMIN_KEY, StandIns, running_gateway
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(900)
 WIDE = {"viewport": {"width": 1180, "height": 900}}

@@ -32,8 +32,8 @@ from libs import tables
 from libs.bigquery import Sql, Value, Warehouse
 from libs.tenancy import TenantId
 from services.pipeline_executor.run_context import RunContext, Secret, SourceEndpoints
-from tests.conftest import free_port
 from tests.support.billing import MemoryJournal, PlainPublisher
+from tests.support.ports import free_port
 from tests.support.stack import until
 
 ROOT = Path(__file__).parents[2]

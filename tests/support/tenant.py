@@ -16,7 +16,7 @@ from libs.grpc_server import Server
 from libs.settings import write_peer_tokens
 from services.tenant.main import build, utc_now
 from services.tenant.settings import Settings
-from tests.conftest import free_port
+from tests.support.ports import free_port
 
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
 PEERS = ("gateway", "tenant", "credential", "pipeline_executor", "scheduler", "cron")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from services.cli.failures import Exit, Failure
 from services.cli.profiles import Address, Profile, Profiles
 from tests.support.certificates import Authority
 from tests.support.cli import KEY, REQUEST_ID, Gateway, Terminal, serving
+from tests.support.ports import dead_port
 
 SECRET = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----"
 
@@ -200,9 +200,8 @@ def test_a_refusal_says_why_what_to_do_and_which_request(
 
 
 def test_nobody_there_is_said_without_noise(nobody: Terminal) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    with dead_port() as unused:
+        url = f"http://127.0.0.1:{unused}"
         nobody.sign_in(url)
         done = nobody.run("usage")
     assert done.exit_code == 6 and f"error: No answer from {url}." in done.stderr
