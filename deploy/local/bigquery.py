@@ -20,7 +20,7 @@ from types import FrameType
 
 from deploy.local.bigquery_patches import patch
 
-_EXTENSIONS = ("icu", "ducklake", "spatial")
+_EXTENSIONS = ("icu", "spatial")
 
 
 def main() -> None:
@@ -51,7 +51,6 @@ def serve(data_dir: Path, host: str, port: int, grpc_port: int, project: str, th
     settings.bigquery_host, settings.bigquery_port, settings.grpc_port = host, port, grpc_port
     settings.default_project_id, settings.data_dir = project, data_dir.resolve() / "bigquery"
     patch(threads)
-    _forget_interrupted_jobs()
 
     # What was imported stays: the collector need not look through it again and again while a statement is parsed.
     gc.collect()
@@ -70,13 +69,6 @@ def serve(data_dir: Path, host: str, port: int, grpc_port: int, project: str, th
         uvicorn.run("local_bigquery:app", host=host, port=port, log_level="warning", access_log=False)
     finally:
         storage_server.stop(None)
-
-
-def _forget_interrupted_jobs() -> None:
-    """Jobs that a kill interrupted would be PENDING for ever, and BigQuery's end: who asks again starts them anew."""
-    from local_bigquery.engine import database
-
-    database.execute("DELETE FROM emulator.jobs WHERE state <> 'DONE'")
 
 
 def _import_extensions() -> None:

@@ -1,47 +1,30 @@
 """What is changed in the emulator of BigQuery, in its process: catalog reads that cost every statement, and atomicity.
 
-``patch`` replaces functions of ``local-bigquery``: the catalog scans that make every statement slow, and places where
-two requests at once are treated more loosely than BigQuery treats them. Nothing here is imported before HOME is set.
+``patch`` replaces functions of ``local-bigquery``: where it stores (``bigquery_storage``), the catalog scans that make
+every statement slow, and places where two requests at once are treated more loosely than BigQuery treats them. Nothing
+here is imported before HOME is set.
 """
 
 from __future__ import annotations
 
-import functools
+import collections
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from deploy.local import bigquery_storage, bigquery_translations
+
 _ANSWER_ROWS = 4_000
-_MEMORY = "6GB"  # what queries may hold before they spill; DuckDB's own default is most of the machine
-_IN_DATASET = "JOIN lake.ducklake_schema AS s ON s.schema_id = o.schema_id AND s.end_snapshot IS NULL "
-_OBJECTS = (
-    "SELECT o.table_name, 'TABLE', coalesce(n.record_count, 0) FROM lake.ducklake_table AS o "
-    + _IN_DATASET
-    + "LEFT JOIN lake.ducklake_table_stats AS n ON n.table_id = o.table_id "
-    "WHERE o.end_snapshot IS NULL AND s.schema_name = $1 AND o.table_name = coalesce($2, o.table_name) "
-    "UNION ALL SELECT o.view_name, 'VIEW', 0 FROM lake.ducklake_view AS o "
-    + _IN_DATASET
-    + "WHERE o.end_snapshot IS NULL AND s.schema_name = $1 AND o.view_name = coalesce($2, o.view_name) ORDER BY 1"
-)
-_DATASET = "SELECT 1 FROM lake.ducklake_schema AS s WHERE s.end_snapshot IS NULL AND s.schema_name = $1"
-_COLUMNS = (
-    "FROM lake.ducklake_column AS c "
-    "JOIN lake.ducklake_table AS o ON o.table_id = c.table_id AND o.end_snapshot IS NULL "
-    + _IN_DATASET
-    + "WHERE c.end_snapshot IS NULL AND c.parent_column IS NULL AND s.schema_name = $1 AND o.table_name = $2 "
-)
-_REQUIRED = "SELECT c.column_name " + _COLUMNS + "AND NOT c.nulls_allowed"
-_HIDDEN = "SELECT 1 " + _COLUMNS + "AND c.column_name = $3"
-_VERSION = "SELECT schema_version FROM lake.ducklake_snapshot ORDER BY snapshot_id DESC LIMIT 1"
+_JOBS = 256
 
 
 def patch(threads: int | None = None) -> None:
-    """Replaces functions of the emulator in this process: cheaper catalog reads, and check-then-act made atomic.
+    """Replaces functions of the emulator in this process: where it stores, cheaper catalog reads, and atomicity.
 
     The emulator looks names up in DuckDB's ``duckdb_tables()``, ``duckdb_columns()`` and ``duckdb_schemas()`` many
-    times a statement; each lists every table of every project. DuckLake has the same facts in small tables of its own,
-    and a number that says whether any of them has changed.
+    times a statement; each lists every table of every project. Asking for the one table costs a fraction of that, and
+    its answer holds until DDL changes something in the same dataset.
     """
     # DuckDB tries to import pandas dozens of times a statement when it is not installed.
     sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
@@ -53,96 +36,129 @@ def patch(threads: int | None = None) -> None:
     from local_bigquery.engine import database, types
     from local_bigquery.errors import not_found
     from local_bigquery.grpc import read, server
-    from local_bigquery.jobs import merge, query, runner, store
-    from local_bigquery.settings import settings
-    from local_bigquery.sql import script
-    from local_bigquery.sql.rules import partitions
+    from local_bigquery.jobs import merge, runner, store
+    from local_bigquery.jobs import query as emulator_query
+    from local_bigquery.sql import rules, translate
+    from local_bigquery.sql import script as emulator_script
+    from local_bigquery.sql.rules import ddl, partitions
     from sqlglot import exp
 
-    def lake(project_id: str, sql: str, params: list[str | None]) -> list[tuple[Any, ...]]:
-        try:
-            return database.fetch(
-                sql.replace("lake.", database.quote(f"__ducklake_metadata_{project_id}") + "."), params
-            )
-        except (duckdb.CatalogException, duckdb.BinderException):
-            return []  # no such project
+    query: Any = emulator_query
+    script: Any = emulator_script
+    catalog = bigquery_storage.install(threads)
+    list_everything, statement = database.objects, threading.local()
 
-    def result_table(table_id: str) -> list[tuple[str, str, int]]:
-        try:
-            [(count,)] = database.fetch(f"SELECT count(*) FROM {database.quote('emulator', '_results', table_id)}")
-        except duckdb.CatalogException:
-            return []
-        return [(table_id, "TABLE", count)]
-
-    list_everything = database.objects
-
-    statement, facts = threading.local(), _Facts(lambda project_id: lake(project_id, _VERSION, []))
-
-    def known[T](project_id: str, key: tuple[Any, ...], read: Callable[[], T]) -> T:
-        """While a statement is translated its tables are looked up once, and not even that if none has changed."""
-        versions = getattr(statement, "versions", None)
-        return read() if versions is None or project_id == "emulator" else facts.get(project_id, versions, key, read)
-
-    def at_one_moment(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            outer = getattr(statement, "versions", None)
-            statement.versions = {}
-            try:
-                return function(*args, **kwargs)
-            finally:
-                statement.versions = outer
-
-        return run
-
-    modules: tuple[Any, ...] = (query, script, merge, read)
-    for user in modules:
-        user.translate = at_one_moment(user.translate)
-
-    def objects(project_id: str, dataset_id: str, table_id: str | None = None) -> list[tuple[str, str, int]]:
-        if project_id == "emulator":
-            return result_table(table_id) if table_id else list_everything(project_id, dataset_id)
-        if table_id is None:
-            return lake(project_id, _OBJECTS, [dataset_id, None])
-        key = ("object", dataset_id, table_id)
-        return known(project_id, key, lambda: lake(project_id, _OBJECTS, [dataset_id, table_id]))
-
-    def dataset_exists(project_id: str, dataset_id: str) -> bool:
-        return bool(lake(project_id, _DATASET, [dataset_id]))
-
-    def columns(project_id: str, dataset_id: str, table_id: str) -> list[Any]:
-        return known(
-            project_id, ("columns", dataset_id, table_id), lambda: read_columns(project_id, dataset_id, table_id)
-        )
-
-    def read_columns(project_id: str, dataset_id: str, table_id: str) -> list[Any]:
-        stored = dataset_id == tables.RESULTS
-        required = set() if stored else {name for (name,) in lake(project_id, _REQUIRED, [dataset_id, table_id])}
+    def read_shape(*path: str) -> tuple[list[tuple[str, Any]], frozenset[str]] | None:
+        """Names and types of a table's columns and which are REQUIRED; None if there is no such table."""
+        table = database.quote(*path)
+        required = f'SELECT name FROM pragma_table_info({bigquery_storage.text(table)}) WHERE "notnull"'
         with database.cursor() as cur:
             try:
-                relation = cur.sql(f"SELECT * FROM {tables.name(project_id, dataset_id, table_id)} LIMIT 0")
+                relation = cur.sql(f"SELECT * FROM {table} LIMIT 0")
+                named = list(zip(relation.columns, relation.types, strict=True))
+                return named, frozenset(name for (name,) in cur.sql(required).fetchall())
             except duckdb.CatalogException:
-                raise not_found("Table", f"{project_id}:{dataset_id}.{table_id}") from None
-            found = zip(relation.columns, relation.types, strict=True)
-            return [types.field(n, t, n in required) for n, t in found if stored or n != tables.INGESTION_TIME]
+                return None
+
+    def shape(*path: str) -> tuple[list[tuple[str, Any]], frozenset[str]] | None:
+        project_id, dataset_id, table_id = path
+        if project_id == "emulator":
+            return read_shape(*path)  # a result, asked for once or twice
+        return catalog.get(project_id, dataset_id, ("shape", table_id), lambda: read_shape(*path))
+
+    def objects(project_id: str, dataset_id: str, table_id: str | None = None) -> list[tuple[str, str, int]]:
+        if table_id is None:
+            return list_everything(project_id, dataset_id)
+        stored = None if project_id == "emulator" else metadata.load(models.Table, project_id, dataset_id, table_id)
+        if stored is not None and stored.view:
+            return [(table_id, "VIEW", 0)]
+        if shape(project_id, dataset_id, table_id) is None:
+            return []
+        if getattr(statement, "translated", False):
+            return [(table_id, "TABLE", 0)]  # how many rows there are is not asked for
+        [(count,)] = database.fetch(f"SELECT count(*) FROM {database.quote(project_id, dataset_id, table_id)}")
+        return [(table_id, "TABLE", count)]
+
+    def read_dataset(project_id: str, dataset_id: str) -> bool:
+        with database.cursor() as cur:
+            try:
+                cur.sql(f"USE {database.quote(project_id, dataset_id)}")
+            except duckdb.CatalogException:
+                return False
+            return True
+
+    def dataset_exists(project_id: str, dataset_id: str) -> bool:
+        return catalog.get(project_id, dataset_id, "exists", lambda: read_dataset(project_id, dataset_id))
+
+    def columns(project_id: str, dataset_id: str, table_id: str) -> list[Any]:
+        found = shape(*tables.physical(project_id, dataset_id, table_id))
+        if found is None:
+            raise not_found("Table", f"{project_id}:{dataset_id}.{table_id}")
+        named, required = found
+        result = dataset_id == tables.RESULTS
+        return [types.field(n, t, n in required) for n, t in named if result or n != tables.INGESTION_TIME]
 
     def hidden(table: Any) -> bool:
         if not (table.catalog and table.db and table.name):
             return False
-        read = lambda: lake(table.catalog, _HIDDEN, [table.db, table.name, tables.INGESTION_TIME])  # noqa: E731
-        return bool(known(table.catalog, ("hidden", table.db, table.name), read))
+        found = shape(table.catalog, table.db, table.name)
+        return found is not None and any(name == tables.INGESTION_TIME for name, _ in found[0])
 
-    connect = database._connect
+    def present(tree: Any, context: Any) -> Any:
+        """There is no time travel here: what was asked for as of a moment is read as it is."""
+        for table in tree.find_all(exp.Table):
+            table.set("version", None)
+        return tree
 
-    @functools.cache
-    def connect_within_memory() -> Any:
-        connection = connect()
-        spill = str(settings.data_dir / "spill")
-        connection.execute(f"SET memory_limit = '{_MEMORY}'; SET temp_directory = {_text(spill)}")
-        if threads:
-            connection.execute(f"SET threads = {threads}")
-        return connection
+    rules.STATEMENT_RULES.insert(0, present)
 
-    database._connect = connect_within_memory
+    def look(reference: tuple[str, str, str]) -> Any:
+        """All that matters of a table where its name is translated; None if that is decided anew each time."""
+        stored = metadata.load(models.Table, *reference)
+        if row_access.secured() or tables.expired(stored) or reference[1].startswith("_"):
+            return None
+        found = shape(*reference)
+        if found is None:
+            return None
+        partitioned = stored and (
+            stored.type,
+            bool(stored.view),
+            stored.requirePartitionFilter,
+            stored.timePartitioning,
+        )
+        read_types = lambda: (tuple((name, str(kind)) for name, kind in found[0]), found[1])  # noqa: E731
+        return catalog.get(reference[0], reference[1], ("look", reference[2]), read_types), str(partitioned)
+
+    translations = bigquery_translations.Translations(translate.translate, look)
+    parse_text, split, run_job = script.parse, ddl.split, query.execute
+
+    def translated(tree: Any, context: Any) -> tuple[str, dict[str, Any]]:
+        before, statement.translated = getattr(statement, "translated", False), True
+        try:
+            return translations.translate(tree, context)
+        finally:
+            statement.translated = before
+
+    def parsed(text: str) -> list[Any]:
+        trees: list[Any] = parse_text(text)
+        if len(trees) == 1:
+            trees[0].meta["statement"] = text
+        return trees
+
+    def parts(tree: Any) -> list[Any]:
+        found = split(tree)
+        for number, part in enumerate(found):
+            part.meta["statement"], part.meta["part"] = tree.meta.get("statement"), number
+        return found
+
+    def execute(cursor: Any, project_id: str, job_id: str | None, config: Any, *args: Any, **kwargs: Any) -> Any:
+        translations.begin(config.query)
+        return run_job(cursor, project_id, job_id, config, *args, **kwargs)
+
+    modules: tuple[Any, ...] = (query, script, merge, read)
+    for user in modules:
+        user.translate = translated
+    script.parse, ddl.split, query.execute = parsed, parts, execute
 
     create_table, read_back = tables.create, tables._store
 
@@ -185,25 +201,13 @@ def patch(threads: int | None = None) -> None:
 
     _keep_resources(metadata, row_access)
 
-    write_job = store.save
-
-    def save(job: Any) -> Any:
-        return job if job.status.state == "RUNNING" else write_job(job)  # PENDING and DONE are enough
-
-    run_query = query.execute
-
-    def execute(cur: Any, *args: Any, **kwargs: Any) -> Any:
-        cursor: Any = cur if kwargs.get("session") else _FreshCursor(cur)
-        return run_query(cursor, *args, **kwargs)
-
-    query.execute = execute
+    _keep_jobs(store)
     database.objects = objects
     datasets.exists = dataset_exists
     tables.columns = columns
     if hasattr(tabledata, "columns"):
         tabledata.columns = columns
     partitions._hidden = hidden
-    store.save = save
 
     names = threading.RLock()
     for module, name, lock in (
@@ -216,31 +220,10 @@ def patch(threads: int | None = None) -> None:
         setattr(module, name, _one_at_a_time(getattr(module, name), lock))
 
 
-class _Facts:
-    """What a project's catalog said, until its version changes; a fact is never older than its version."""
-
-    def __init__(self, version: Callable[[str], list[tuple[Any, ...]]]) -> None:
-        self._version = version
-        self._known: dict[str, tuple[Any, dict[Any, Any]]] = {}
-
-    def get[T](self, project_id: str, versions: dict[str, Any], key: Any, read: Callable[[], T]) -> T:
-        """The fact ``key``, as of the version in ``versions``, which is read where it is missing."""
-        if project_id not in versions:
-            versions[project_id] = self._version(project_id)
-        version, facts = self._known.get(project_id, (None, {}))
-        if not versions[project_id] or version != versions[project_id]:
-            facts = {}
-            self._known[project_id] = versions[project_id], facts
-        if key not in facts:
-            facts[key] = read()
-        found: T = facts[key]
-        return found
-
-
 def _keep_resources(metadata: Any, row_access: Any) -> None:
     """Tables' and datasets' resources stay in memory: the emulator reads and parses each several times a statement."""
     kept: dict[Any, dict[Any, Any]] = {}
-    lock = threading.Lock()
+    lock, one_at_a_time = threading.Lock(), threading.Lock()
     list_, save, delete, secured = metadata.list_, metadata.save, metadata.delete, row_access.secured
 
     def reading[T](kind: Any, key: Any, read: Callable[[], T]) -> T:
@@ -252,11 +235,12 @@ def _keep_resources(metadata: Any, row_access: Any) -> None:
         return found
 
     def changing(kind: Any, change: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return change(*args)
-        finally:
-            with lock:
-                kept.pop(kind, None)
+        with one_at_a_time:  # two that save one resource would be in conflict
+            try:
+                return change(*args)
+            finally:
+                with lock:
+                    kept.pop(kind, None)
 
     metadata.list_ = lambda model, *keys: list(reading(model, keys, lambda: list_(model, *keys)))
     metadata.save = lambda resource, *keys: changing(type(resource), save, resource, *keys)
@@ -264,19 +248,46 @@ def _keep_resources(metadata: Any, row_access: Any) -> None:
     row_access.secured = lambda: reading(metadata.RowAccessPolicy, "all", secured)
 
 
-class _FreshCursor:
-    """A cursor outside any session: it has no temporary tables, so none are looked for among all tables there are."""
+def _keep_jobs(store: Any) -> None:
+    """A job is stored when it has ended; until then, and for a while after, it is in memory only.
 
-    _TEMPORARY = "SELECT table_name FROM duckdb_tables() WHERE temporary"
+    One that a kill interrupts is not there afterwards: who asks for it again starts it anew, as the id was never used.
+    """
+    running: dict[tuple[str, str], Any] = {}
+    ended: collections.OrderedDict[tuple[str, str], Any] = collections.OrderedDict()
+    write, read, read_all, delete = store.save, store.load, store.list_, store.delete
+    lock = threading.Lock()
 
-    def __init__(self, cursor: Any) -> None:
-        self._cursor = cursor
+    def save(job: Any) -> Any:
+        key = (job.jobReference.projectId, job.jobReference.jobId)
+        if job.status.state != "DONE":
+            running[key] = job
+            return job
+        write(job)
+        with lock:
+            ended[key] = job
+            running.pop(key, None)
+            if len(ended) > _JOBS:
+                ended.popitem(last=False)
+        return job
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cursor, name)
+    def load(project_id: str, job_id: str) -> Any:
+        key = (project_id, job_id)
+        with lock:
+            known = running.get(key) or ended.get(key)
+        return known or read(*key)
 
-    def sql(self, text: str, **kwargs: Any) -> Any:
-        return self._cursor.sql("SELECT '' LIMIT 0" if text == self._TEMPORARY else text, **kwargs)
+    def list_(project_id: str, states: Any = None, parent_job_id: str | None = None, *created: Any) -> list[Any]:
+        mine = [job for (project, _), job in list(running.items()) if project == project_id and parent_job_id is None]
+        wanted = [job for job in mine if not states or job.status.state in states]
+        return wanted + list(read_all(project_id, states, parent_job_id, *created))
+
+    def forget(project_id: str, job_id: str) -> None:
+        with lock:
+            ended.pop((project_id, job_id), None)
+        delete(project_id, job_id)
+
+    store.save, store.load, store.list_, store.delete = save, load, list_, forget
 
 
 def _in_small_batches(read_rows: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
@@ -303,11 +314,6 @@ def _in_small_batches(read_rows: Callable[[Any], Iterator[Any]]) -> Callable[[An
                 )
 
     return read
-
-
-def _text(value: str) -> str:
-    """An SQL literal."""
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _one_at_a_time[**P, T](function: Callable[P, T], lock: threading.RLock) -> Callable[P, T]:

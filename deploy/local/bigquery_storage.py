@@ -1,0 +1,262 @@
+"""What the local BigQuery stores in: a DuckDB file for each project, and who changes a table at the same time as whom.
+
+``local-bigquery`` stores in DuckLake, which serves many processes: every statement is a commit to a catalog of its own
+and every table a folder of Parquet files. Here one process has it all, and what costs 20 to 100 ms of CPU a statement
+there (more with every table) costs 1 to 3 ms in a plain DuckDB file, which survives a kill just as well. What goes with
+it is time travel: ``FOR SYSTEM_TIME AS OF`` reads the present, as the emulator's Read API does in any case.
+
+``Catalog`` knows whether what was read of a dataset's tables still holds. ``Writers`` gives BigQuery's promises: DML
+statements that change rows of one table go one after another; a transaction that finds another one, or a statement that
+came since it began, on a table whose rows it changes, is aborted; rows may always be added beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_MEMORY = "6GB"  # what queries may hold before they spill; DuckDB's own default is most of the machine
+_SUFFIX = ".project.duckdb"
+_NAME = r'(?:IF\s+(?:NOT\s+)?EXISTS\s+)?"([^"]+)"\."([^"]+)"'
+_CHANGE = re.compile(r"\s*(?:CREATE|DROP|ALTER)\s", re.IGNORECASE)
+_NAMED = re.compile(r"\s*(?:CREATE(?:\s+OR\s+REPLACE)?|DROP|ALTER)\s+(?:TABLE|VIEW|SCHEMA)\s+" + _NAME, re.IGNORECASE)
+_TRANSACTION = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK)\b", re.IGNORECASE)
+_TEMPORARY = "SELECT table_name FROM duckdb_tables() WHERE temporary"
+_NOTHING = "SELECT '' LIMIT 0"
+
+type Table = tuple[str, ...]
+
+
+class Catalog:
+    """Facts about tables, kept until a statement changes something in their dataset."""
+
+    def __init__(self) -> None:
+        self._all = 0
+        self._datasets: dict[tuple[str, str], int] = {}
+        self._known: dict[tuple[str, str], tuple[tuple[int, int], dict[Any, Any]]] = {}
+
+    def get[T](self, project_id: str, dataset_id: str, key: Any, read: Callable[[], T]) -> T:
+        """The fact ``key`` of a dataset, read where it is not known or no longer sure."""
+        dataset = (project_id, dataset_id)
+        version = (self._all, self._datasets.get(dataset, 0))
+        then, facts = self._known.get(dataset, ((-1, -1), {}))
+        if then != version:
+            facts = {}
+            self._known[dataset] = version, facts
+        if key not in facts:
+            facts[key] = read()
+        found: T = facts[key]
+        return found
+
+    def changed(self, sql: str) -> None:
+        """Takes note of a statement that DuckDB has just carried out, if it is DDL."""
+        if not _CHANGE.match(sql):
+            return
+        named = _NAMED.match(sql)
+        if named is None:
+            self._all += 1
+        else:
+            dataset = (named[1], named[2])
+            self._datasets[dataset] = self._datasets.get(dataset, 0) + 1
+
+
+class Transaction:
+    """An open transaction: when it began, and the tables whose rows it has changed."""
+
+    def __init__(self, began: int) -> None:
+        self.began = began
+        self.changed: set[Table] = set()
+
+
+class Writers:
+    """Who changes rows of which table, in the order of a clock that ticks with each change."""
+
+    def __init__(self, conflict: Callable[[str], Exception]) -> None:
+        self._conflict = conflict
+        self._free = threading.Condition()
+        self._clock = itertools.count(1)
+        self._now = 0
+        self._last: dict[Table, int] = {}
+        self._busy: set[Table] = set()
+        self._held: dict[Table, Transaction] = {}
+
+    def begin(self) -> Transaction:
+        """A transaction that sees what was committed until now."""
+        return Transaction(self._now)
+
+    def end(self, transaction: Transaction, *, committed: bool) -> None:
+        """Lets go of the tables that the transaction has changed."""
+        with self._free:
+            for table in transaction.changed:
+                self._held.pop(table, None)
+            if committed:
+                self._changed(transaction.changed)
+            self._free.notify_all()
+
+    @contextlib.contextmanager
+    def writing(self, table: Table, transaction: Transaction | None, *, appends: bool) -> Iterator[None]:
+        """While one statement writes to a table; waits for the one before it, raises for a transaction in the way."""
+        with self._free:
+            self._free.wait_for(lambda: self._may_start(table, transaction, appends))
+            if transaction is not None and not appends:
+                if (
+                    self._held.get(table, transaction) is not transaction
+                    or self._last.get(table, 0) > transaction.began
+                ):
+                    raise self._conflict(".".join(table))
+                self._held[table] = transaction
+                transaction.changed.add(table)
+            self._busy.add(table)
+        try:
+            yield
+        finally:
+            with self._free:
+                self._busy.discard(table)
+                if transaction is None and not appends:
+                    self._changed({table})
+                self._free.notify_all()
+
+    def _may_start(self, table: Table, transaction: Transaction | None, appends: bool) -> bool:
+        if table in self._busy:
+            return False
+        return transaction is not None or appends or table not in self._held
+
+    def _changed(self, tables: set[Table]) -> None:
+        self._now = next(self._clock)
+        self._last |= dict.fromkeys(tables, self._now)
+
+
+class Cursor:
+    """A DuckDB cursor that tells the catalog of its DDL and the writers of its transactions."""
+
+    def __init__(self, cursor: Any, catalog: Catalog, writers: Writers) -> None:
+        self._cursor, self._catalog, self._writers = cursor, catalog, writers
+        self.transaction: Transaction | None = None
+        self.appends = False
+        self.keeps_tables = False  # a session's cursor: others have no temporary tables, and none are looked for
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def execute(self, sql: str, parameters: Any = None) -> Any:
+        result = self._cursor.execute(sql, parameters)
+        self._catalog.changed(sql)
+        if word := _TRANSACTION.match(sql):
+            self._turn(word[1].upper())
+        return result
+
+    def sql(self, text: str, **kwargs: Any) -> Any:
+        return self._cursor.sql(_NOTHING if text == _TEMPORARY and not self.keeps_tables else text, **kwargs)
+
+    def close(self) -> None:
+        self._turn("ROLLBACK")
+        self._cursor.close()
+
+    def _turn(self, word: str) -> None:
+        if self.transaction is not None:
+            self._writers.end(self.transaction, committed=word == "COMMIT")
+        self.transaction = self._writers.begin() if word == "BEGIN" else None
+
+
+class Connection:
+    """DuckDB's connection; its cursors are ``Cursor``."""
+
+    def __init__(self, connection: Any, catalog: Catalog, writers: Writers) -> None:
+        self._connection, self._catalog, self._writers = connection, catalog, writers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def cursor(self) -> Cursor:
+        return Cursor(self._connection.cursor(), self._catalog, self._writers)
+
+
+def install(threads: int | None) -> Catalog:
+    """Makes ``local-bigquery`` store in DuckDB files, in this process, and returns what is known of its catalog."""
+    import duckdb
+    from local_bigquery import errors as emulator_errors
+    from local_bigquery.engine import database as emulator_database
+    from local_bigquery.jobs import query as emulator_query
+    from local_bigquery.settings import settings
+    from local_bigquery.sql import native
+    from local_bigquery.sql.dialect import FUNCTIONS, MACRO
+    from sqlglot import exp
+
+    errors: Any = emulator_errors
+    database: Any = emulator_database
+    query: Any = emulator_query
+
+    def conflict(table: str) -> Exception:
+        said = f"Transaction is aborted due to concurrent update against table {table}."
+        aborted: Exception = errors.BigQueryError("invalidQuery", said)
+        return aborted
+
+    catalog, writers, at_work = Catalog(), Writers(conflict), threading.local()
+
+    def attach(connection: Any, project_id: str) -> None:
+        path = text(str(settings.data_dir / (project_id + _SUFFIX)))
+        connection.execute(f"ATTACH IF NOT EXISTS {path} AS {database.quote(project_id)}")
+        database._attached.add(project_id)
+
+    @functools.cache
+    def connect() -> Connection:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        connection = duckdb.connect(config={"TimeZone": "UTC"})
+        connection.execute(f"SET memory_limit = '{_MEMORY}'")
+        connection.execute(f"SET temp_directory = {text(str(settings.data_dir / 'spill'))}")
+        if threads:
+            connection.execute(f"SET threads = {threads}")
+        connection.execute(f"ATTACH {text(str(settings.data_dir / 'emulator.duckdb'))} AS emulator")
+        connection.execute(database.EMULATOR_SCHEMA)
+        connection.execute("ATTACH ':memory:' AS bq")
+        native.register(connection)
+        for path in FUNCTIONS:
+            connection.execute(MACRO.sub(r"CREATE MACRO bq.main.\1", path.read_text()))
+        stored = {path.name.removesuffix(_SUFFIX) for path in settings.data_dir.glob("*" + _SUFFIX)}
+        for project_id in stored | {settings.default_project_id}:
+            attach(connection, project_id)
+        default = database.quote(settings.default_project_id, settings.default_dataset_id)
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {default}")
+        return Connection(connection, catalog, writers)
+
+    @contextlib.contextmanager
+    def writing(*table: str) -> Iterator[None]:
+        cursor: Cursor | None = getattr(at_work, "cursor", None)
+        transaction, appends = (cursor.transaction, cursor.appends) if cursor else (None, False)
+        with writers.writing(tuple(part.casefold() for part in table), transaction, appends=appends):
+            yield
+
+    run_query, run_statement, known_error = query.execute, query._run, errors.from_duckdb
+
+    def execute(cursor: Any, *args: Any, **kwargs: Any) -> Any:
+        at_work.cursor, before = cursor, getattr(at_work, "cursor", None)
+        cursor.keeps_tables = kwargs.get("session") is not None
+        try:
+            return run_query(cursor, *args, **kwargs)
+        finally:
+            at_work.cursor = before
+
+    def run(cursor: Any, tree: Any, *args: Any) -> Any:
+        cursor.appends = isinstance(tree, exp.Insert)
+        return run_statement(cursor, tree, *args)
+
+    def from_duckdb(error: Exception, *args: Any) -> Any:
+        if isinstance(error, duckdb.TransactionException) and "onflict" in str(error):
+            return conflict("of the project")
+        return known_error(error, *args)
+
+    database._attach, database._connect, database.writing = attach, connect, writing
+    database.projects = lambda: sorted(database._attached)
+    query.execute, query._run = execute, run
+    query.from_duckdb = errors.from_duckdb = from_duckdb
+    return catalog
+
+
+def text(value: str) -> str:
+    """An SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
