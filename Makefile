@@ -19,9 +19,9 @@ $(STAMP): requirements.lock pyproject.toml .python-version deploy/local/install.
 demo: $(STAMP) ## all flows on sample data in a stack of its own, ends with equal totals
 	@$(PYTHON) -m deploy.local.demo
 
-test: $(STAMP) ## all tests: two files at a time, each process with an emulator of its own; end to end last, alone
-	@$(PYTHON) -m pytest -n 2 --dist loadfile tests/contract tests/unit tests/integration $(PYTEST_ARGS)
-	@$(PYTHON) -m pytest tests/e2e $(PYTEST_ARGS)
+test: $(STAMP) ## all tests: two files at a time, each process with an emulator and a stack of its own; end to end last
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/contract tests/unit tests/integration tests/e2e $(PYTEST_ARGS)
 
 properties: $(STAMP) ## the properties and state machines with ten times as many examples, new ones every time
 	@HYPOTHESIS_PROFILE=long $(PYTHON) -m pytest -n 2 --dist loadfile --timeout 3600 $$(grep -rl 'import examples' tests/unit) $(PYTEST_ARGS)

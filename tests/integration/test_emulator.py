@@ -1,9 +1,16 @@
-"""The local BigQuery as ``make up`` runs it: what was acknowledged survives kill -9, what was not may be done again."""
+"""The local BigQuery as ``make up`` runs it: what was acknowledged survives kill -9, what was not may be done again.
+
+And a statement that it has translated before still means what it says.
+"""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
+import pytest
+
+from libs import errors
 from libs.bigquery import Sql, Warehouse, build_client
 from libs.tables import TableSchema
 from tests.conftest import running_emulator
@@ -36,3 +43,27 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
         warehouse.close()
         process.terminate()
         assert process.wait(15) == 0
+
+
+async def test_one_statement_means_in_each_dataset_what_its_tables_are(warehouse: Warehouse) -> None:
+    read = Sql("test/read.sql", "SELECT * FROM amounts AS a ORDER BY 1")
+    third = Sql("test/third.sql", "SELECT a.amount / 3 AS part FROM amounts AS a")
+    for dataset, kind in (("exact", "NUMERIC"), ("inexact", "FLOAT64")):
+        await warehouse.create_dataset(dataset)
+        fields = [{"name": "amount", "type": kind}]
+        await warehouse.ensure_tables(
+            dataset, [TableSchema.from_json("amounts", {"description": ".", "fields": fields})]
+        )
+        insert = Sql("test/insert.sql", "INSERT INTO amounts (amount) VALUES (1)")
+        assert await warehouse.execute(insert, dataset=dataset) == 1
+    for _ in range(2):
+        assert await warehouse.query(third, dataset="exact") == [{"part": Decimal("0.333333333")}]
+        assert await warehouse.query(third, dataset="inexact") == [{"part": 1 / 3}]
+        assert [list(row) for row in await warehouse.query(read, dataset="exact")] == [["amount"]]
+    warehouse.client.query_and_wait("ALTER TABLE exact.amounts ADD COLUMN note STRING")
+    assert await warehouse.query(read, dataset="exact") == [{"amount": Decimal(1), "note": None}]
+    warehouse.client.query_and_wait("DROP TABLE exact.amounts")
+    with pytest.raises(errors.FailedPrecondition) as caught:
+        await warehouse.query(read, dataset="exact")
+    assert caught.value.reason == "STORE_OBJECT_MISSING"
+    assert [list(row) for row in await warehouse.query(read, dataset="inexact")] == [["amount"]]
