@@ -17,10 +17,7 @@ from google.auth import exceptions as auth
 from libs import errors
 
 _ASSERTION = re.compile(r"assert:([A-Z][A-Z0-9_]*)")
-_CONFLICT = re.compile(
-    r"could not serialize access|due to concurrent update|Failed to commit DuckLake transaction|Transaction conflict",
-    re.IGNORECASE,
-)
+_CONFLICT = re.compile(r"could not serialize access|due to concurrent update", re.IGNORECASE)
 _QUEUE_FULL = re.compile(r"too many DML statements outstanding", re.IGNORECASE)
 _RATE_REASONS = frozenset({"rateLimitExceeded", "jobRateLimitExceeded", "quotaExceeded"})
 TRANSIENT = (
@@ -37,7 +34,7 @@ TRANSIENT = (
 
 
 def is_conflict(exc: BaseException) -> bool:
-    """True if the statement lost against another one and changed nothing; BigQuery's and the emulator's texts."""
+    """True if the statement lost against another one and changed nothing; by BigQuery's texts."""
     if isinstance(exc, errors.Aborted):
         return exc.reason == "STORE_CONFLICT"
     return isinstance(exc, api.GoogleAPICallError) and bool(_CONFLICT.search(str(exc)))

@@ -27,7 +27,6 @@ def failure(kind: type[api.GoogleAPICallError], text: str, reason: str = "") -> 
 CONFLICTS = [
     failure(api.BadRequest, "Could not serialize access to table p:d.t due to concurrent update", "invalidQuery"),
     failure(api.BadRequest, "Transaction is aborted due to concurrent update against table p:d.t", "invalidQuery"),
-    failure(api.BadRequest, "TransactionContext Error: Failed to commit DuckLake transaction.", "invalidQuery"),
 ]
 
 
