@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from libs import logs
 from libs.errors import Aborted, Ambiguous, Error, Unavailable
@@ -44,7 +45,13 @@ _MAX_TROUBLE = 6
 _PAGE = 1_000
 # A claim this near to its end is not started any more: the start could arrive after somebody else's claim.
 _MARGIN = timedelta(seconds=20)
+# Of the time that a process has to end, what its rounds may take; the rest is for their answers.
+_OF_THE_GRACE = 0.6
 _ALIVE = frozenset({AttemptStatus.PENDING, AttemptStatus.RUNNING})
+
+
+class _CutError(Exception):
+    """A round took longer than a process that is to end has."""
 
 
 @dataclass(slots=True)
@@ -99,11 +106,21 @@ class Loop:
         self._sleep = sleep
         self._chance = chance
         self._written = 0
-        self._draining = False
+        self._rounds: set[asyncio.Task[tuple[bool, int]]] = set()
+        self._draining = self._over = False
 
-    async def drain(self, _: float) -> None:
-        """Has every call end with the round it is in: what is left is the next call's, of another process."""
+    async def drain(self, grace: float) -> None:
+        """Has every call end with the round it is in, or in the midst of it where that takes too much of ``grace``.
+
+        What is left is the next call's, of another process, as it would be after a kill.
+        """
         self._draining = True
+        asyncio.get_running_loop().call_later(_OF_THE_GRACE * grace, self._cut)
+
+    def _cut(self) -> None:
+        self._over = True
+        for each in self._rounds:
+            each.cancel()
 
     async def process(self, budget: timedelta) -> Processed:
         """Works until nothing is runnable or running, or ``budget`` is over; one round at least.
@@ -116,8 +133,11 @@ class Loop:
         while True:
             written, counted = self._written, replace(done)
             try:
-                busy, size = await self._round(done, size)
+                busy, size = await self._within_grace(self._round(done, size))
                 trouble = 0
+            except _CutError:
+                _log.info("round_cut_short", started=done.started, completed=done.completed)
+                return done
             except (Unavailable, Aborted) as error:
                 trouble += 1
                 if trouble >= _MAX_TROUBLE or self._now() >= end:
@@ -136,6 +156,18 @@ class Loop:
         done.running = sum(each.claimed for each in backlog)
         done.queued = sum(each.waiting for each in backlog)
         return done
+
+    async def _within_grace(self, round_: Coroutine[Any, Any, tuple[bool, int]]) -> tuple[bool, int]:
+        work = asyncio.create_task(round_)
+        self._rounds.add(work)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._over and not _cancelled():
+                raise _CutError from None
+            raise
+        finally:
+            self._rounds.discard(work)
 
     async def _round(self, done: Processed, size: int) -> tuple[bool, int]:
         """One pass. True if something runs or could run soon; and how many rows to claim the next time."""
@@ -264,3 +296,9 @@ class Loop:
         for before, after in changes:
             if after.run_id in written:
                 done.count(before, after)
+
+
+def _cancelled() -> bool:
+    """True if it is the caller that was cancelled, not what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

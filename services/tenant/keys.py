@@ -333,7 +333,9 @@ class KeyRing:
             try:
                 await self.refresh()
             except Error:
-                raise _keys_unknown() from None
+                # One that began before this request says nothing of it, nor does its failure.
+                if self._begun >= wanted:
+                    raise _keys_unknown() from None
         if entry is None:
             self._remember_unknown(key_id, asked)
         return entry

@@ -88,6 +88,48 @@ async def test_a_process_that_is_ending_answers_after_its_round(world: World) ->
     assert (await world.poll(30)).completed == 1
 
 
+async def test_a_round_that_outlasts_the_time_to_end_is_left_to_the_next_call(world: World) -> None:
+    put(world, 3)
+    world.tenants.quotas["acme"] = Quota(concurrent=3)
+    waiting, start = asyncio.Event(), world.executor.start
+
+    async def never_answers(item: Item) -> Attempt:
+        await start(item)
+        waiting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    world.executor.start = never_answers  # type: ignore[method-assign]
+    loop = world.loop()
+    call = asyncio.create_task(loop.process(timedelta(seconds=240)))
+    await waiting.wait()
+    await loop.drain(0.1)
+    done = await asyncio.wait_for(call, 10)
+    assert (done.started, done.completed) == (0, 0)
+    world.executor.start = start  # type: ignore[method-assign]
+    world.finish()
+    await world.poll(240)
+    assert world.states() == {"COMPLETED": 3}
+    world.check()
+
+
+async def test_a_call_whose_caller_is_gone_ends_at_once(world: World) -> None:
+    put(world, 1)
+    waiting = asyncio.Event()
+
+    async def never_answers(item: Item) -> Attempt:
+        waiting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    world.executor.start = never_answers  # type: ignore[method-assign]
+    call = asyncio.create_task(world.loop().process(timedelta(seconds=240)))
+    await waiting.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
 async def test_a_budget_of_nothing_is_one_round(world: World) -> None:
     put(world, 500)
     world.tenants.quotas["acme"] = Quota(concurrent=500)

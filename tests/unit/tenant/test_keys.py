@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -216,6 +216,30 @@ def test_a_store_out_of_reach_for_fifteen_seconds_closes_the_door() -> None:
         disk.down = False
         await process.ring.refresh()
         assert (await process.ring.authenticate(made.text)).tenant_id == "acme"
+
+    world(scenario)
+
+
+def test_a_reading_that_fails_and_began_before_a_key_was_made_does_not_shut_it_out() -> None:
+    async def scenario(disk: Disk, process: Process) -> None:
+        load, fails = process.ring._store.load, asyncio.Event()
+
+        async def slow(dead_since: datetime) -> Any:
+            await fails.wait()
+            raise Unavailable("STORE_UNAVAILABLE", "It took too long.")
+
+        disk.clock.advance(REFRESH)
+        process.ring._store.load = slow  # type: ignore[method-assign]
+        under_way = asyncio.create_task(process.ring.refresh())
+        await asyncio.sleep(0)
+        made = await make(process)
+        first_use = asyncio.create_task(process.ring.authenticate(made.text))
+        await asyncio.sleep(0)
+        process.ring._store.load = load  # type: ignore[method-assign]
+        fails.set()
+        assert (await first_use).tenant_id == "acme"
+        with pytest.raises(Unavailable):
+            await under_way
 
     world(scenario)
 
