@@ -31,6 +31,8 @@ PIPELINE = {"provider": "gcp", "domain": "cost", "template": "billing"}
 # Tenant's promise: a revoked key ends within 15 s, however the store is.
 _REVOKED_SECONDS = 16.0
 _GRPC_ABORTED, _GRPC_EXISTS = 10, 6
+# An executor with as many runs as it takes has done nothing, and says when to come back.
+_FULL = "EXECUTOR_FULL"
 _ARRIVAL_SECONDS = 4.0
 
 
@@ -131,7 +133,11 @@ class Client:
                 return Answer(Kind.WRONG, answer.status_code, body)
         if answer.status_code == 200:
             return Answer(Kind.OK, 200, body)
-        if answer.status_code in expected or answer.status_code == 429:
+        if (
+            answer.status_code in expected
+            or answer.status_code == 429
+            or _FULL in [each.get("reason") for each in body.get("details", [])]
+        ):
             return Answer(Kind.REFUSED, answer.status_code, body)
         if answer.status_code in (503, 504) or (answer.status_code == 409 and body.get("code") == _GRPC_ABORTED):
             return Answer(Kind.UNKNOWN, answer.status_code, body)
