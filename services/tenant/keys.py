@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
-from libs import metrics
+from libs import logs, metrics
 from libs.errors import (
     Aborted,
     Error,
@@ -34,6 +34,8 @@ from libs.errors import (
 )
 from libs.tenancy import Caller, Role
 from services.tenant.audit import Audit
+
+_log = logs.get(__name__)
 
 REFRESH = timedelta(seconds=5)
 STALE = timedelta(seconds=15)
@@ -353,7 +355,11 @@ class KeyRing:
                 await self._sleep(rest.total_seconds())
         self._began_at = began = self._now()
         self._begun = number = self._begun + 1
-        entries = await self._store.load(began - REMEMBER_DEAD)
+        try:
+            entries = await self._store.load(began - REMEMBER_DEAD)
+        except Error as error:
+            _log.warning("keys_not_read", reason=error.reason)
+            raise
         self._entries = {entry.api_key_id: entry for entry in entries}
         self._fresh_at, self._news = began, number
         metrics.KEYS_READ.set_to_current_time()

@@ -855,6 +855,13 @@ def test_health_needs_all_four_services_and_a_dead_one_is_503(tmp_path: Path, do
         assert logged(edge, got.headers["x-request-id"])["code"] == 503
 
 
+def test_who_authenticates_may_take_its_time(edge: StandIns) -> None:
+    """The first use of a key waits until the store has been read again: seconds, not a quarter of one."""
+    edge.authz_seconds = 2.5
+    assert send(edge, "GET", "/api/v1/tenants/acme").status_code == 200
+    assert len(edge.asked) == 1
+
+
 @pytest.mark.parametrize("ends", ["refuses", "hangs up"])
 def test_a_dead_replica_of_who_authenticates_costs_no_request(tmp_path: Path, ends: str) -> None:
     with socket.socket() as dead:

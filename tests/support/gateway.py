@@ -71,6 +71,7 @@ class StandIns:
     asked: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     answers: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     authz_status: int | None = None
+    authz_seconds: float = 0.0
     good_for_ms: int = 0
     identities: Mapping[str, Tls] = field(default_factory=dict)
 
@@ -79,7 +80,7 @@ class StandIns:
         self.calls.clear()
         self.asked.clear()
         self.answers.clear()
-        self.authz_status = None
+        self.authz_status, self.authz_seconds = None, 0.0
         self.good_for_ms = 0
 
 
@@ -187,6 +188,7 @@ def _authz(stand_ins: StandIns) -> Any:
             await send({"type": "http.response.body", "body": b""})
             return
         stand_ins.asked.append((scope["raw_path"].decode(), headers))
+        await asyncio.sleep(stand_ins.authz_seconds)
         keys = [value for name, value in headers if name == "x-api-key"]
         who = KEYS.get(keys[0]) if len(keys) == 1 else None
         if not keys and scope["path"] == "/authenticate/api/v1/tenants/onboard":
