@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_KEPT = 2_000
+_KEPT = 1_000
 # A made-up name: hexadecimal digits after an underscore, as of a staging table or of a script's variable.
 _MADE_UP = re.compile(r"(?<=_)[0-9a-f]{12,}")
 # What is put into the text itself when it is translated, or is different each time.
@@ -27,9 +27,12 @@ type Look = Callable[[Reference], Hashable | None]
 
 @dataclass(frozen=True)
 class _Translation:
+    """SQL with holes, the parameters that it uses, and the tables, as they looked when it was made."""
+
     sql: str
     used: frozenset[str]
-    referenced: tuple[Reference, ...]
+    tables: tuple[Reference, ...]
+    looks: tuple[Hashable, ...]
 
 
 class Translations:
@@ -37,7 +40,6 @@ class Translations:
 
     def __init__(self, translate: Callable[[Any, Any], tuple[str, dict[str, Any]]], look: Look) -> None:
         self._translate, self._look = translate, look
-        self._tables: dict[Hashable, tuple[Reference, ...]] = {}
         self._kept: collections.OrderedDict[Hashable, _Translation] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._job = threading.local()
@@ -63,7 +65,7 @@ class Translations:
         if (found := self._find(key, names)) is not None:
             context.used.clear()
             context.used.update(found.used)
-            context.referenced.update(map(names.reference, found.referenced))
+            context.referenced.update(map(names.reference, found.tables))
             return names.show(found.sql), {name: context.values[name] for name in found.used}
         before = set(context.referenced)
         context.referenced.clear()
@@ -79,20 +81,17 @@ class Translations:
 
     def _find(self, key: Hashable, names: _Names) -> _Translation | None:
         with self._lock:
-            tables = self._tables.get(key)
-        if tables is None or None in (looks := [self._look(names.reference(table)) for table in tables]):
+            kept = self._kept.get(key)
+        if kept is None or tuple(self._look(names.reference(table)) for table in kept.tables) != kept.looks:
             return None
-        with self._lock:
-            return self._kept.get((key, *looks))
+        return kept
 
     def _keep(self, key: Hashable, names: _Names, sql: str, used: frozenset[str], tables: Sequence[Reference]) -> None:
-        hidden = _Translation(names.hide(sql), used, tuple(map(names.hidden, tables)))
-        looks = [self._look(table) for table in tables]
-        if None in looks or names.shown_in(hidden.sql):
+        hidden, looks = names.hide(sql), tuple(map(self._look, tables))
+        if None in looks or names.shown_in(hidden):
             return
         with self._lock:
-            self._tables[key] = hidden.referenced
-            self._kept[(key, *looks)] = hidden
+            self._kept[key] = _Translation(hidden, used, tuple(map(names.hidden, tables)), looks)
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
 
