@@ -1,4 +1,4 @@
-"""Measures: the edge, a run over many rows, the statements that quotas and the scheduler take, and reports of AWS.
+"""Measures: the edge, tracing, a run of many rows, statements of quotas and the scheduler, findings, reports of AWS.
 
 ``make bench`` prints a table per section and writes all of them to ``build/bench.json``. ``BENCH`` (a list of section
 names) picks some. Nothing is asserted about speed: figures of two machines do not compare, ratios within one run do.
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import compliance, data, edge, quota_statements, report, runs, scheduler_statements
+from tests.bench import compliance, data, edge, quota_statements, report, runs, scheduler_statements, traced
 from tests.support.stack import ROOT, running
 
 SAVED = ROOT / "build" / "bench.json"
@@ -51,6 +51,7 @@ def findings() -> dict[str, report.Results]:
 
 SECTIONS: dict[str, Callable[[], dict[str, report.Results]]] = {
     "edge": at_the_edge,
+    "tracing": lambda: {"A read, traced and not": traced.measure()},
     "run": many_rows,
     "quotas": quotas,
     "schedules": schedules,

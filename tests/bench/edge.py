@@ -59,7 +59,7 @@ def measure(stack: Stack, tenant: Tenant) -> list[dict[str, Any]]:
         for _ in range(ROUNDS):
             for connections in CONNECTIONS:
                 for variant in found:
-                    figures = _load(variant, tenant.key, connections, Path(made))
+                    figures = load(variant, tenant.key, connections, Path(made))
                     runs.setdefault((variant.name, connections), []).append(figures)
     middle = {key: {name: statistics.median(f[name] for f in all_) for name in all_[0]} for key, all_ in runs.items()}
     return [_result(name, connections, middle) for name, connections in middle]
@@ -79,7 +79,8 @@ def _result(name: str, connections: int, middle: dict[tuple[str, int], dict[str,
     }
 
 
-def _load(variant: Variant, key: str, connections: int, folder: Path) -> dict[str, float]:
+def load(variant: Variant, key: str, connections: int, folder: Path) -> dict[str, float]:
+    """Reads for ``SECONDS``: rate, latencies in ms, and seconds of CPU per request."""
     before = variant.cpu()
     figures = k6(SCRIPT, folder, URL=variant.address + PATH, KEY=key, VUS=connections, SECONDS=SECONDS)
     assert not figures["failed"], f"{variant.name}: {figures['failed']} requests failed"
@@ -103,16 +104,12 @@ def k6(script: Path, folder: Path, **given: Any) -> dict[str, float]:
 @contextlib.contextmanager
 def variants(stack: Stack, tenant: Tenant, folder: Path) -> Iterator[Sequence[Variant]]:
     """All variants, running: two gateways beside the stack's own (its rate limit is in the way), and FastAPI."""
-    config = yaml.safe_load((Path(stack.path).parent / "gateway" / "envoy.yaml").read_text())
-    services = (stack.process("tenant").pid, stack.process("pipeline_executor").pid)
     with contextlib.ExitStack() as running:
-        found = []
-        for name, changed in ((OURS, _without_limit(config)), (OPEN, _open(_without_limit(config), tenant.tenant_id))):
-            port = free_port()
-            _hcm(changed)  # the listener's shape is checked before anything starts
-            changed["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"] = port
-            pid = running.enter_context(_envoy(changed, folder / f"{port}.yaml"))
-            found.append(Variant(name, f"http://127.0.0.1:{port}", (pid, *services)))
+        opened = _open(unlimited(stack), tenant.tenant_id)
+        found = [
+            running.enter_context(gateway(name, config, stack, folder))
+            for name, config in ((OURS, unlimited(stack)), (OPEN, opened))
+        ]
         port = free_port()
         keys, templates = folder / "keys.json", folder / "templates.json"
         prefix = "_".join(tenant.key.split("_")[:3])
@@ -127,11 +124,24 @@ def variants(stack: Stack, tenant: Tenant, folder: Path) -> Iterator[Sequence[Va
         envoy = running.enter_context(_envoy(_proxy(front, port), folder / "proxy.yaml"))
         found.append(Variant(FASTAPI_ENVOY, f"http://127.0.0.1:{front}", (envoy, pid)))
         for variant in found:
-            _wait(variant, tenant.key)
+            wait(variant, tenant.key)
         yield found
 
 
-def _wait(variant: Variant, key: str) -> None:
+@contextlib.contextmanager
+def gateway(name: str, config: dict[str, Any], stack: Stack, folder: Path) -> Iterator[Variant]:
+    """A gateway of that configuration beside the stack's own, on a port of its own."""
+    port = free_port()
+    _hcm(config)  # the listener's shape is checked before anything starts
+    config["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"] = port
+    with _envoy(config, folder / f"{port}.yaml") as pid:
+        services = (stack.process("tenant").pid, stack.process("pipeline_executor").pid)
+        yield Variant(name, f"http://127.0.0.1:{port}", (pid, *services))
+
+
+def wait(variant: Variant, key: str) -> None:
+    """Returns once the variant answers."""
+
     def status() -> int:
         with contextlib.suppress(httpx.HTTPError):
             return httpx.get(variant.address + PATH, headers={"x-api-key": key}).status_code
@@ -146,11 +156,12 @@ def _hcm(config: dict[str, Any]) -> dict[str, Any]:
     return typed
 
 
-def _without_limit(config: dict[str, Any]) -> dict[str, Any]:
-    changed: dict[str, Any] = json.loads(json.dumps(config))
-    http = _hcm(changed)
+def unlimited(stack: Stack) -> dict[str, Any]:
+    """The stack's own gateway without its rate limit."""
+    config: dict[str, Any] = yaml.safe_load((Path(stack.path).parent / "gateway" / "envoy.yaml").read_text())
+    http = _hcm(config)
     http["http_filters"] = [each for each in http["http_filters"] if "local_ratelimit" not in each["name"]]
-    return changed
+    return config
 
 
 def _open(config: dict[str, Any], tenant_id: str) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""What tracing costs: one read through a stack that sends its spans to a collector, and through one that sends none.
+
+Both stacks run at once and are read in turns; sampling is the default. The collector takes its own CPU on the same
+machine, so what tracing costs where the collector is elsewhere is less. ``x_untraced`` is the rate beside the stack
+without; the goal is 0.9.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.bench import edge
+from tests.support.collector import collecting
+from tests.support.stack import running
+
+UNTRACED, TRACED = "not traced", "traced"
+
+
+def measure() -> list[dict[str, Any]]:
+    """One result per stack and number of connections."""
+    with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as open_:
+        folder = Path(made)
+        collector = open_.enter_context(collecting())
+        found: dict[str, tuple[edge.Variant, str]] = {}
+        for name, given in ((UNTRACED, {}), (TRACED, {"CONVERGENCE_OTLP_ENDPOINT": collector.address})):
+            stack = open_.enter_context(running(folder / name.replace(" ", "-"), **given))
+            tenant = stack.onboard()
+            variant = open_.enter_context(edge.gateway(name, edge.unlimited(stack), stack, folder))
+            edge.wait(variant, tenant.key)
+            found[name] = variant, tenant.key
+        runs: dict[tuple[str, int], list[dict[str, float]]] = {}
+        for _ in range(edge.ROUNDS):
+            for connections in edge.CONNECTIONS:
+                for name, (variant, key) in found.items():
+                    runs.setdefault((name, connections), []).append(edge.load(variant, key, connections, folder))
+        assert collector.spans, "the traced stack has sent no span"
+    middle = {key: {name: statistics.median(f[name] for f in all_) for name in all_[0]} for key, all_ in runs.items()}
+    return [
+        {
+            "variant": name,
+            "connections": connections,
+            "requests_per_second": round(figures["rate"]),
+            "p50_ms": round(figures["p50"], 2),
+            "p99_ms": round(figures["p99"], 2),
+            "cpu_us_per_request": round(figures["cpu"] * 1e6),
+            "x_untraced": round(figures["rate"] / middle[UNTRACED, connections]["rate"], 2),
+        }
+        for (name, connections), figures in middle.items()
+    ]
