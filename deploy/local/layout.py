@@ -321,6 +321,7 @@ class Layout:
             pipeline_executor=f"{HOST}:{self.ports.public['pipeline_executor']}",
             scheduler=f"{HOST}:{self.ports.public['scheduler']}",
             otlp_endpoint=self.given.get("CONVERGENCE_OTLP_ENDPOINT", ""),
+            trace_percent=100,
         )
         config.write_text(render.render(gateway))
         return render.command(config)

@@ -132,7 +132,7 @@ def variants(stack: Stack, tenant: Tenant, folder: Path) -> Iterator[Sequence[Va
 def gateway(name: str, config: dict[str, Any], stack: Stack, folder: Path) -> Iterator[Variant]:
     """A gateway of that configuration beside the stack's own, on a port of its own."""
     port = free_port()
-    _hcm(config)  # the listener's shape is checked before anything starts
+    manager(config)  # the listener's shape is checked before anything starts
     config["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"] = port
     with _envoy(config, folder / f"{port}.yaml") as pid:
         services = (stack.process("tenant").pid, stack.process("pipeline_executor").pid)
@@ -150,7 +150,8 @@ def wait(variant: Variant, key: str) -> None:
     until(status, lambda code: code == 200, timeout=60, what=f"{variant.name} answers")
 
 
-def _hcm(config: dict[str, Any]) -> dict[str, Any]:
+def manager(config: dict[str, Any]) -> dict[str, Any]:
+    """The connection manager of the only listener; its shape is checked."""
     [filter_] = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
     typed: dict[str, Any] = filter_["typed_config"]
     return typed
@@ -159,14 +160,14 @@ def _hcm(config: dict[str, Any]) -> dict[str, Any]:
 def unlimited(stack: Stack) -> dict[str, Any]:
     """The stack's own gateway without its rate limit."""
     config: dict[str, Any] = yaml.safe_load((Path(stack.path).parent / "gateway" / "envoy.yaml").read_text())
-    http = _hcm(config)
+    http = manager(config)
     http["http_filters"] = [each for each in http["http_filters"] if "local_ratelimit" not in each["name"]]
     return config
 
 
 def _open(config: dict[str, Any], tenant_id: str) -> dict[str, Any]:
     """The same gateway with no authentication: every call is that tenant's."""
-    http = _hcm(config)
+    http = manager(config)
     asking = ("envoy.filters.http.ext_authz", "envoy.filters.http.lua")
     http["http_filters"] = [each for each in http["http_filters"] if each["name"] not in asking]
     http["route_config"]["request_headers_to_add"] = [
@@ -181,12 +182,12 @@ def _open(config: dict[str, Any], tenant_id: str) -> dict[str, Any]:
 def _proxy(port: int, upstream: int) -> dict[str, Any]:
     """An Envoy that only passes on."""
     router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-    manager = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
     address = {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}
     chain = {
         "name": "envoy.filters.network.http_connection_manager",
         "typed_config": {
-            "@type": f"type.googleapis.com/{manager}",
+            "@type": f"type.googleapis.com/{kind}",
             "stat_prefix": "peer",
             "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": router}}],
             "route_config": {

@@ -22,7 +22,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandIns,
     folder: Path = tmp_path_factory.mktemp("traced")
     with collecting() as collector:
         tracing.configure("tenant", collector.address)
-        with running_gateway(folder, port=free_port(), otlp_endpoint=collector.address) as stand_ins:
+        with running_gateway(folder, port=free_port(), otlp_endpoint=collector.address, trace_percent=100) as stand_ins:
             yield stand_ins, collector
         tracing.close()
 
@@ -44,3 +44,20 @@ def test_a_clients_trace_goes_on(traced: tuple[StandIns, Collector]) -> None:
     headers = {**HEADERS, "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
     httpx.get(f"{stand_ins.base_url}/api/v1/tenants/acme", headers=headers, timeout=20).raise_for_status()
     collector.wait(lambda: any(span.trace == TRACE and span.service == "tenant" for span in collector.spans))
+
+
+def test_of_the_rest_neither_the_gateway_nor_a_service_sends_anything(tmp_path: Path) -> None:
+    """What the gateway leaves out no service records; what a client traces is traced."""
+    with collecting() as collector:
+        tracing.configure("tenant", collector.address)
+        try:
+            rare = running_gateway(tmp_path, port=free_port(), otlp_endpoint=collector.address, trace_percent=0)
+            with rare as stand_ins, httpx.Client(base_url=stand_ins.base_url, headers=HEADERS, timeout=20) as client:
+                for _ in range(20):
+                    client.get("/api/v1/tenants/acme").raise_for_status()
+                sampled = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+                client.get("/api/v1/tenants/acme", headers=sampled).raise_for_status()
+                collector.wait(lambda: {"gateway", "tenant"} <= {span.service for span in collector.spans})
+        finally:
+            tracing.close()
+        assert {span.trace for span in collector.spans} == {TRACE}

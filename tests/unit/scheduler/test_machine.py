@@ -377,7 +377,7 @@ def test_whatever_happens_the_invariants_hold() -> None:
     run_state_machine_as_test(
         SchedulerMachine,
         settings=settings(
-            max_examples=examples(35, 300),
+            max_examples=examples(60, 300),
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
