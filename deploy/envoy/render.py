@@ -183,7 +183,7 @@ def _secure(config: dict[str, Any], tls: Tls, folder: Path) -> None:
 
 
 def _trace(resources: dict[str, Any], collector: str, percent: float) -> None:
-    """Has requests traced, and what a caller traces itself; spans hold where, how long and the request's id only."""
+    """Has some requests traced; spans say where and how long, and hold no header but the request's id."""
     for listener in resources["listeners"]:
         for chain in listener["filter_chains"]:
             manager = chain["filters"][0]["typed_config"]

@@ -18,6 +18,7 @@ from tests.support.collector import collecting
 from tests.support.stack import running
 
 UNTRACED = "not traced"
+_ROUNDS = 6
 
 
 def measure() -> list[dict[str, Any]]:
@@ -37,7 +38,7 @@ def measure() -> list[dict[str, Any]]:
             edge.wait(variant, keys[stack.path])
             found[name] = variant, keys[stack.path]
         runs: dict[tuple[str, int], list[dict[str, float]]] = {}
-        for _ in range(edge.ROUNDS):
+        for _ in range(_ROUNDS):
             for connections in edge.CONNECTIONS:
                 for name, (variant, key) in found.items():
                     runs.setdefault((name, connections), []).append(edge.load(variant, key, connections, folder))

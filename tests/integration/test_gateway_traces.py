@@ -46,8 +46,7 @@ def test_a_clients_trace_goes_on(traced: tuple[StandIns, Collector]) -> None:
     collector.wait(lambda: any(span.trace == TRACE and span.service == "tenant" for span in collector.spans))
 
 
-def test_of_the_rest_neither_the_gateway_nor_a_service_sends_anything(tmp_path: Path) -> None:
-    """What the gateway leaves out no service records; what a client traces is traced."""
+def test_what_the_gateway_leaves_out_no_service_records(tmp_path: Path) -> None:
     with collecting() as collector:
         tracing.configure("tenant", collector.address)
         try:
@@ -55,9 +54,6 @@ def test_of_the_rest_neither_the_gateway_nor_a_service_sends_anything(tmp_path: 
             with rare as stand_ins, httpx.Client(base_url=stand_ins.base_url, headers=HEADERS, timeout=20) as client:
                 for _ in range(20):
                     client.get("/api/v1/tenants/acme").raise_for_status()
-                sampled = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
-                client.get("/api/v1/tenants/acme", headers=sampled).raise_for_status()
-                collector.wait(lambda: {"gateway", "tenant"} <= {span.service for span in collector.spans})
         finally:
-            tracing.close()
-        assert {span.trace for span in collector.spans} == {TRACE}
+            tracing.close()  # sends what there is
+        assert collector.spans == []
