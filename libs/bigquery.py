@@ -392,7 +392,9 @@ class Warehouse:
                 error = to_domain_error(exc, what)
                 if is_conflict(error) or (job is not None and job.state == "DONE" and job.error_result):
                     raise _failed(error) from exc
-                if not isinstance(error, errors.Unavailable):
+                # An answer that cannot be read says as little as none.
+                unread = isinstance(error, errors.Internal) and not isinstance(exc, api.GoogleAPICallError)
+                if not (unread or isinstance(error, errors.Unavailable)):
                     raise error from exc
                 if deadline.left() <= pause:
                     raise errors.Ambiguous(

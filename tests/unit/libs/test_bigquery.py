@@ -10,14 +10,16 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import requests
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
+from google.cloud import bigquery
 
 from libs import errors
-from libs.bigquery import Sql, TableRef, Warehouse, is_conflict, rows_param, to_domain_error
+from libs.bigquery import Sql, TableRef, Warehouse, build_client, is_conflict, rows_param, to_domain_error
 
 
 def failure(kind: type[api.GoogleAPICallError], text: str, reason: str = "") -> api.GoogleAPICallError:
@@ -142,3 +144,20 @@ async def test_a_statement_whose_asker_has_gone_is_not_tried_again(method: str) 
     await asyncio.sleep(0.5)
     assert client.asked == asked
     warehouse.close()
+
+
+async def test_an_answer_that_cannot_be_read_is_asked_for_again_and_the_job_is_not_sent_again() -> None:
+    warehouse = Warehouse(build_client("unread", endpoint="http://127.0.0.1:1"))
+    job = mock.create_autospec(bigquery.QueryJob, instance=True, state="DONE", error_result=None)
+    done = mock.Mock(num_dml_affected_rows=1)
+    job.result.side_effect = [ValueError("Expecting value: line 1 column 1"), done]
+    job.total_bytes_billed = 0
+    try:
+        with (
+            mock.patch.object(warehouse.client, "query", return_value=job) as sent,
+            mock.patch.object(warehouse.client, "get_job", return_value=job),
+        ):
+            assert await warehouse.execute(Sql("x.sql", "DELETE FROM t WHERE TRUE"), dataset="d", job_id="once") == 1
+        assert [call.kwargs["job_id"] for call in sent.call_args_list] == ["once"]
+    finally:
+        warehouse.close()
