@@ -1,6 +1,7 @@
 -- Result: none; one row of tenant_pipeline_configs.
 -- Parameters: @rows STRING, the JSON text of an array of one schedule.
--- Safe to run twice: its job id is made of the config_id, and BigQuery runs a job id once.
+-- Safe to run twice: its job id is made of the config_id, and BigQuery runs a job id once. Under the next id, after a
+-- try whose end was not understood, it adds nothing that is there.
 INSERT INTO tenant_pipeline_configs (
   config_id, tenant_id, version, name, provider, domain, template, cron, timezone, is_active, next_run_time,
   last_scheduled_for, priority, parameters, overlap_policy, catchup_policy, catchup_limit, date_offset_days,
@@ -43,3 +44,4 @@ FROM (
     CAST(JSON_VALUE(j, '$.deleted_at') AS TIMESTAMP) AS deleted_at
   FROM UNNEST(JSON_QUERY_ARRAY(@rows)) AS j
 ) AS u
+WHERE NOT EXISTS (SELECT 1 FROM tenant_pipeline_configs AS c WHERE c.config_id = u.config_id)
