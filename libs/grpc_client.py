@@ -37,7 +37,8 @@ _RETRY = {
     "initialBackoff": "0.2s",
     "maxBackoff": "2s",
     "backoffMultiplier": 2.5,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    # A server that stops answers CANCELLED to what has come and was not begun.
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 # What the answer needs to travel back before our own caller's deadline ends.
 _MARGIN = 0.05
@@ -58,7 +59,7 @@ def channel(
 
     With ``tls`` both sides prove who they are, and only ``peer`` is spoken to, wherever ``address`` leads; without it
     ``token`` says who calls. ``idempotent`` names services (``package.Service``) and methods
-    (``package.Service/Method``) that are tried again while the other side is unavailable. A call waits for its
+    (``package.Service/Method``) that are tried again while the other side is unavailable or stops. A call waits for its
     connection as long as it may take.
     """
     target, options = _target(address), _options(idempotent)

@@ -473,6 +473,22 @@ def test_what_one_process_has_not_begun_is_asked_of_another(edge: StandIns) -> N
     assert len(edge.calls) == 3
 
 
+def test_a_call_that_comes_as_a_process_stops_is_asked_of_another(edge: StandIns) -> None:
+    class Stopping(errors.Error):
+        kind = "CANCELLED"
+
+    stopping = iter([Stopping("R", "As gRPC answers calls that no handler has taken."), None])
+
+    def answer(_request: Any) -> Any:
+        if failure := next(stopping):
+            raise failure
+        return executor_pb2.Run()
+
+    edge.answers["PipelineService/RunPipeline"] = answer
+    got = send(edge, "POST", "/api/v1/pipelines/run/acme/gcp/cost/billing", json={"date": "2025-11-17"})
+    assert (got.status_code, len(edge.calls)) == (200, 2), got.text
+
+
 def _always(failure: errors.Error) -> Callable[[Any], Any]:
     def answer(_request: Any) -> Any:
         raise failure

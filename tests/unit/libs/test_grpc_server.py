@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -550,6 +551,31 @@ async def test_the_end_of_the_grace_cancels_what_still_runs() -> None:
         code, _ = await asyncio.wait_for(call, 5)
     assert slow.how == "cancelled"
     assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def test_calls_that_come_as_the_server_stops_are_cancelled_and_not_begun() -> None:
+    # What lets the gateway and our channels try CANCELLED again: the end of the grace answers UNAVAILABLE instead.
+    slow, entered = Slow(), list[None]()
+    wait = slow.wait
+
+    async def counted() -> None:
+        entered.append(None)
+        await wait()
+
+    slow.wait = counted  # type: ignore[method-assign]
+    server = slow.server()
+    await server.start()
+    async with grpc.aio.insecure_channel(server.public_address) as channel:
+        stub = tenant_pb2_grpc.TenantServiceStub(channel)
+        calls = [stub.GetTenant(REQUEST, metadata=ACME)]
+        await slow.entered.wait()
+        calls += [stub.GetTenant(REQUEST, metadata=ACME) for _ in range(20)]
+        time.sleep(0.2)  # noqa: ASYNC251  gRPC's threads send and receive, and no handler can start
+        asyncio.get_running_loop().call_later(0.2, slow.go.set)
+        await server.stop(5)
+        codes = [await call.code() for call in calls]
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+    assert codes.count(grpc.StatusCode.OK) == len(entered)
 
 
 async def test_a_hook_that_fails_does_not_keep_the_others_from_running() -> None:
