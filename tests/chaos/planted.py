@@ -55,6 +55,7 @@ def _harms(client: bigquery.Client, victim: Customer) -> list[Harm]:
     tenant = victim.tenant_id
     asked = [run.run_id for run in victim.runs.values() if run.acknowledged and run.final]
     lost, changed = (asked * 2)[:2] if asked else ("", "")
+    kept = min(victim.keys, default="")
     of_tenant = f"tenant_id = '{tenant}'"
     a_run = f"SELECT MIN(s.run_id) FROM scheduled_pipeline_runs AS s WHERE s.{of_tenant}"
     dates = invariants.read(client, "SELECT DISTINCT usage_date AS d FROM gcp_cost_billing ORDER BY 1", tenant)
@@ -122,7 +123,7 @@ def _harms(client: bigquery.Client, victim: Customer) -> list[Harm]:
         ),
         Harm(f"DELETE FROM tenant_cloud_credentials WHERE {of_tenant}", f"{tenant} has credentials []"),
         Harm(
-            f"UPDATE tenant_api_keys SET state = 'REVOKED' WHERE {of_tenant} AND name = 'another' AND state = 'ACTIVE'",
+            f"UPDATE tenant_api_keys SET state = 'REVOKED' WHERE {of_tenant} AND api_key_id = '{kept}'",
             f"keys of {tenant} were acknowledged",
         ),
     ]
