@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import struct
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +42,7 @@ KEYS = {
     "other-key": Caller(Role.ADMIN, "other_co", "key_other"),
     ADMIN_KEY: Caller(Role.PLATFORM_ADMIN),
 }
+IDENTITY = {"x-tenant-id": "other_co", "x-role": "PLATFORM_ADMIN", "x-key-id": "stolen", "x-peer-token": "stolen"}
 _WAIT_SECONDS = 30.0
 
 
@@ -316,3 +319,27 @@ def internal_methods() -> list[MethodDescriptor]:
         if service.full_name not in descriptors.PUBLIC_SERVICES
         for method in service.methods
     ]
+
+
+def send(edge: StandIns, method: str, path: str, key: str = "acme-key", **arguments: Any) -> httpx.Response:
+    """One request to the gateway on a connection of its own; without ``key``, none is sent."""
+    headers = [*(arguments.pop("headers", None) or []), *([("x-api-key", key)] if key else [])]
+    with httpx.Client(base_url=edge.base_url, timeout=20) as client:
+        return client.request(method, path, headers=headers, **arguments)
+
+
+def wire(path: str, body: bytes = b"") -> bytes:
+    """A gRPC message as it travels."""
+    return struct.pack(">BI", 0, len(body)) + body
+
+
+def refusal(answer: httpx.Response) -> tuple[int, int, str]:
+    """HTTP status, gRPC code and reason of an error; fails unless it has the shape of every other one."""
+    assert answer.headers["content-type"] == "application/json", answer.text
+    assert answer.headers["cache-control"] == "no-store"
+    body = answer.json()
+    assert body.keys() == {"code", "message", "details"} and body["message"], body
+    [info] = [detail for detail in body["details"] if detail["@type"].endswith("/google.rpc.ErrorInfo")]
+    assert info.keys() == {"@type", "reason", "domain", "metadata"} and info["domain"] == "convergence"
+    assert uuid.UUID(answer.headers["x-request-id"]) and answer.headers["x-request-id"] not in answer.text
+    return answer.status_code, body["code"], info["reason"]

@@ -2,7 +2,7 @@
 
 The servers are stand-ins behind the real interceptor; the keys are made, rotated and revoked by the tenant context's
 own code on a store in memory. What is expected is written down here anew, from the words of the rule, not computed by
-the code that is tested. Through the gateway: ``tests/integration/test_gateway.py``.
+the code that is tested. Through the gateway: ``tests/integration/gateway/``.
 """
 
 from __future__ import annotations
