@@ -63,6 +63,11 @@ RUN_SECONDS = Histogram(
     "convergence_run_seconds", "How long attempts took.", ["provider", "domain"], buckets=_RUN_SECONDS
 )
 ROWS_PUBLISHED = Counter("convergence_rows_published", "Rows published to tenants' tables.", ["provider", "domain"])
+ROWS_QUARANTINED = Counter(
+    "convergence_rows_quarantined",
+    "Rows of published runs that break a rule and were kept apart.",
+    ["provider", "domain"],
+)
 LEASES_LIVE = Gauge("convergence_leases_live", "Leases of grants this executor renews.")
 LEASES_LOST = Counter("convergence_leases_lost", "Leases that tenant answered as lost.")
 GRANTS_REAPED = Counter(

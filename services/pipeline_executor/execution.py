@@ -306,12 +306,14 @@ class Execution:
             _log.error("run_left_to_the_reaper")
             return
         self.progress.run(ended)
-        _publish(ended)
+        quarantined = view_of(ended, self.progress.steps).rows_quarantined or 0
+        _count(ended, quarantined)
         _log.info(
             "run_ended",
             status=ended.status.value,
             outcome=ended.outcome.value if ended.outcome else "",
             rows=ended.rows_published,
+            rows_quarantined=quarantined,
             reason=ended.error.reason if ended.error else "",
         )
         await asyncio.gather(self._log_steps(ended), self._settle(GrantState.SETTLED))
@@ -459,12 +461,13 @@ def _stopped(run: Run, why: Stop, now: datetime) -> Ending:
     return Ending(key=run.key, status=RunStatus.FAILED, end_time=now, error=why.value)
 
 
-def _publish(ended: Run) -> None:
+def _count(ended: Run, quarantined: int) -> None:
     """What is counted of an attempt that has ended."""
     provider, domain = ended.spec.provider, ended.spec.domain
     what = ended.error.reason if ended.error else ended.outcome.value if ended.outcome else ""
     metrics.RUNS_ENDED.labels(provider, domain, ended.status.value, what).inc()
     metrics.ROWS_PUBLISHED.labels(provider, domain).inc(ended.rows_published)
+    metrics.ROWS_QUARANTINED.labels(provider, domain).inc(quarantined)
     if ended.end_time is not None:
         metrics.RUN_SECONDS.labels(provider, domain).observe((ended.end_time - ended.start_time).total_seconds())
 

@@ -361,24 +361,19 @@ def test_buf_curl_by_reflection(stack: Stack, tenant: Tenant) -> None:
 
 
 def test_each_process_publishes_what_it_did(stack: Stack, tenant: Tenant, first: dict[str, Any]) -> None:
-    def figures(service: str) -> dict[str, float]:
-        text = httpx.get(stack.metrics[service], timeout=30).text
-        lines = [line for line in text.splitlines() if line.startswith("convergence_")]
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+    def executor(name: str, *labels: str) -> float:
+        return stack.figure("pipeline_executor", name, *labels)
 
-    def total(found: dict[str, float], name: str, *labels: str) -> float:
-        return sum(v for key, v in found.items() if key.startswith(name) and all(label in key for label in labels))
-
-    executor, credential, owner = figures("pipeline_executor"), figures("credential"), figures("tenant")
-    assert total(executor, "convergence_runs_ended_total", 'provider="gcp"', 'status="COMPLETED"') >= 1
-    assert total(executor, "convergence_rows_published_total", 'domain="cost"') >= int(first["rows_published"])
-    assert total(executor, "convergence_statements_total", "pipelines/gcp/cost/publish.sql") >= 1
-    assert total(credential, "convergence_kms_calls_total", 'operation="encrypt"', 'outcome="OK"') >= 1
-    assert total(credential, "convergence_kms_calls_total", 'operation="decrypt"', 'outcome="OK"') >= 1
-    assert total(owner, "convergence_rpcs_total", "TenantQuotaService.ReserveRun", 'code="OK"') >= 1
-    assert total(owner, "convergence_statements_total", "replace_quotas.sql", 'operation="group_commit"') >= 1
-    assert owner["convergence_keys_read_timestamp_seconds"] > 0
-    assert not any(tenant.tenant_id in name for found in (executor, credential, owner) for name in found)
+    assert executor("convergence_runs_ended_total", 'provider="gcp"', 'status="COMPLETED"') >= 1
+    assert executor("convergence_rows_published_total", 'domain="cost"') >= int(first["rows_published"])
+    assert executor("convergence_statements_total", "pipelines/gcp/cost/publish.sql") >= 1
+    for operation in ('operation="encrypt"', 'operation="decrypt"'):
+        assert stack.figure("credential", "convergence_kms_calls_total", operation, 'outcome="OK"') >= 1
+    assert stack.figure("tenant", "convergence_rpcs_total", "TenantQuotaService.ReserveRun", 'code="OK"') >= 1
+    assert stack.figure("tenant", "convergence_statements_total", "replace_quotas.sql", 'operation="group_commit"') >= 1
+    assert stack.figure("tenant", "convergence_keys_read_timestamp_seconds") > 0
+    for url in stack.metrics.values():
+        assert tenant.tenant_id not in httpx.get(url, timeout=30).text
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

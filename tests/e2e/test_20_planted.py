@@ -145,8 +145,9 @@ def test_rows_that_vanish_from_the_source_are_not_an_emptied_day(
 
 
 def test_a_row_of_an_unknown_currency_is_kept_apart_and_said_and_too_many_change_nothing(
-    tenant: Tenant, customer: Customer
+    stack: Stack, tenant: Tenant, customer: Customer
 ) -> None:
+    counted = stack.figure("pipeline_executor", "convergence_rows_quarantined_total", 'provider="gcp"')
     export = customer.export([at("2025-03-03")], dataset=DATASET, table=TABLE)
     tenant.run(date="2025-03-03")
     before = tenant.totals("2025-03-03")
@@ -154,6 +155,7 @@ def test_a_row_of_an_unknown_currency_is_kept_apart_and_said_and_too_many_change
     run = tenant.run(date="2025-03-03")
     assert (run["outcome"], run["rows_published"], run["rows_quarantined"]) == ("PUBLISHED", "1", "1")
     assert tenant.totals("2025-03-03") == before
+    assert stack.figure("pipeline_executor", "convergence_rows_quarantined_total", 'provider="gcp"') == counted + 1
     costs = tenant.call("GET", f"/costs/{tenant.tenant_id}?start_date=2025-03-03&end_date=2025-03-03")
     [kept] = costs["quarantined"]
     assert (kept["provider"], kept["currency"], kept["rows"], Decimal(kept["cost"])) == (

@@ -108,6 +108,12 @@ class Stack:
         """The logs of all processes so far."""
         return {path.name: path.read_text(errors="replace") for path in sorted(Path(self.logs_dir).glob("*.log*"))}
 
+    def figure(self, service: str, name: str, *labels: str) -> float:
+        """What a process says of one figure to Prometheus, summed over the series that have all labels (``a="b"``)."""
+        lines = httpx.get(self.metrics[service], timeout=30).text.splitlines()
+        found = (line.rpartition(" ") for line in lines if line.startswith(name))
+        return sum(float(value) for series, _, value in found if all(label in series for label in labels))
+
     def healthy(self) -> bool:
         """True if the gateway says that all services are."""
         try:
