@@ -385,7 +385,7 @@ class Warehouse:
                         job = start(deadline)
                     except api.Conflict:
                         job = self.client.get_job(job_id, retry=_NO_RETRY, timeout=deadline.http())
-                result = job.result(retry=_NO_RETRY, timeout=max(0.5, deadline.left()), **_no_job_retry(job))
+                result = _ended(job, deadline)
                 _bill(what, job)
                 return result
             except Exception as exc:
@@ -600,8 +600,18 @@ def _failed(error: errors.Error) -> Exception:
     return _JobFailed(error) if again else error
 
 
-def _no_job_retry(job: Any) -> dict[str, Any]:
-    return {"job_retry": _NO_RETRY} if isinstance(job, bigquery.QueryJob) else {}
+def _ended(job: Any, deadline: _Deadline) -> Any:
+    """The job's result when it has ended; raises its error."""
+    if isinstance(job, bigquery.QueryJob):
+        return job.result(retry=_NO_RETRY, timeout=max(0.5, deadline.left()), job_retry=_NO_RETRY)
+    # The client's own first look is after up to a second, in which a small load has long ended.
+    pause = 0.05
+    while not job.done(retry=_NO_RETRY, timeout=deadline.http()):
+        if deadline.left() <= 0:
+            raise TimeoutError
+        _rest(pause)
+        pause = min(1.0, pause * 1.5)
+    return job.result(retry=_NO_RETRY, timeout=deadline.http())
 
 
 def _dicts(rows: Iterable[Any]) -> list[dict[str, Any]]:
