@@ -85,10 +85,10 @@ categories AS (
 doubled AS (
   SELECT b.*, part
   FROM items AS b
-  CROSS JOIN UNNEST(IF(
-    (b.kind = 'RIFee' AND b.reserved_unused != 0) OR (b.kind = 'SavingsPlanRecurringFee' AND b.plan_unused != 0),
-    ['CHARGE', 'UNUSED'], ['CHARGE']
-  )) AS part
+  CROSS JOIN UNNEST(['CHARGE', 'UNUSED']) AS part
+  WHERE part = 'CHARGE'
+    OR (b.kind = 'RIFee' AND b.reserved_unused != 0)
+    OR (b.kind = 'SavingsPlanRecurringFee' AND b.plan_unused != 0)
 ),
 sorted AS (
   SELECT
