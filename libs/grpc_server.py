@@ -42,6 +42,8 @@ _OPTIONS = (
 )
 # What a hook may still use after its grace, so that one that hangs cannot keep the process.
 _HOOK_SECONDS = 5.0
+# Calls are taken so long after health says NOT_SERVING: the gateway asks every second and believes the second answer.
+_LAST_CALLS_SECONDS = 2.5
 
 
 def build_server(
@@ -209,13 +211,15 @@ class Server:
         _log.info("started", public=self.public_address, internal=self.internal_address)
 
     async def stop(self, grace: float | None = None) -> None:
-        """Drains: NOT_SERVING, no new calls, up to ``grace`` seconds for those that run, then the stop hooks."""
+        """Drains: NOT_SERVING, soon no new calls, up to ``grace`` seconds for those that run, then the stop hooks."""
         if self._stopped:
             return
         self._stopped = True
         grace = self._settings.drain_seconds if grace is None else grace
         _log.info("draining", grace_seconds=grace)
         await self._health.enter_graceful_shutdown()
+        # What comes in the very moment the ports close is refused at best: first let those go who look.
+        await asyncio.sleep(min(_LAST_CALLS_SECONDS, grace / 10))
         drains = [self._bounded(hook(grace), grace + _HOOK_SECONDS) for hook in self._drain_hooks]
         await asyncio.gather(*drains, *(port.close(grace) for port in self._ports()))
         for task in self._tasks:

@@ -531,6 +531,8 @@ async def test_drain_tells_the_probes_finishes_calls_and_runs_hooks_in_order() -
         assert not inside.done()
         slow.go.set()
         assert (await inside)[0] is grpc.StatusCode.OK
+        late = tenant_pb2_grpc.TenantServiceStub(channel).GetTenant(REQUEST, metadata=ACME)
+        assert (await ended(late))[0] is grpc.StatusCode.OK, "who has not seen it yet is still answered"
         health.cancel()
         await stopping
     assert slow.how == "finished"
@@ -553,8 +555,9 @@ async def test_the_end_of_the_grace_cancels_what_still_runs() -> None:
     assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-async def test_calls_that_come_as_the_server_stops_are_cancelled_and_not_begun() -> None:
-    # What lets the gateway and our channels try CANCELLED again: the end of the grace answers UNAVAILABLE instead.
+async def test_calls_that_come_as_the_ports_close_are_cancelled_and_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What lets the gateway and our channels try CANCELLED again: what was begun is never answered so.
+    monkeypatch.setattr(grpc_server, "_LAST_CALLS_SECONDS", 0)
     slow, entered = Slow(), list[None]()
     wait = slow.wait
 
@@ -574,8 +577,8 @@ async def test_calls_that_come_as_the_server_stops_are_cancelled_and_not_begun()
         asyncio.get_running_loop().call_later(0.2, slow.go.set)
         await server.stop(5)
         codes = [await call.code() for call in calls]
-    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
-    assert codes.count(grpc.StatusCode.OK) == len(entered)
+    assert grpc.StatusCode.CANCELLED in codes
+    assert len(codes) - codes.count(grpc.StatusCode.CANCELLED) >= len(entered)
 
 
 async def test_a_hook_that_fails_does_not_keep_the_others_from_running() -> None:
