@@ -33,6 +33,7 @@ from libs.tenancy import Caller, Role
 from libs.tls import Tls
 from services.tenant.authz import HEALTH, Endpoint
 from tests.support.certificates import settings_of
+from tests.support.plain import NO_CERTIFICATES
 
 CONTEXTS = ("tenant", "credential", "pipeline_executor", "scheduler")
 ADMIN_KEY = "admin-key"
@@ -296,7 +297,7 @@ def _wait(base_url: str, process: subprocess.Popen[bytes], log: Path, statuses: 
         if process.poll() is not None:
             break
         try:
-            if httpx.get(base_url + "/health", timeout=1).status_code in statuses:
+            if httpx.get(base_url + "/health", timeout=1, verify=NO_CERTIFICATES).status_code in statuses:
                 return
         except httpx.TransportError:
             pass
@@ -324,7 +325,7 @@ def internal_methods() -> list[MethodDescriptor]:
 def send(edge: StandIns, method: str, path: str, key: str = "acme-key", **arguments: Any) -> httpx.Response:
     """One request to the gateway on a connection of its own; without ``key``, none is sent."""
     headers = [*(arguments.pop("headers", None) or []), *([("x-api-key", key)] if key else [])]
-    with httpx.Client(base_url=edge.base_url, timeout=20) as client:
+    with httpx.Client(base_url=edge.base_url, timeout=20, verify=NO_CERTIFICATES) as client:
         return client.request(method, path, headers=headers, **arguments)
 
 
