@@ -19,6 +19,7 @@ import itertools
 import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 _MEMORY = "6GB"  # what queries may hold before they spill; DuckDB's own default is most of the machine
@@ -27,6 +28,7 @@ _MEMORY = "6GB"  # what queries may hold before they spill; DuckDB's own default
 _ROWS_IN_GROUP = 16_384
 _LEFT_OUT = "fsst,dict_fsst"
 _SUFFIX = ".project.duckdb"
+_PARSE_JSON = Path(__file__).parent / "sql" / "emulator_parse_json.sql"
 _NAME = r'(?:IF\s+(?:NOT\s+)?EXISTS\s+)?"([^"]+)"\."([^"]+)"'
 _CHANGE = re.compile(r"\s*(?:CREATE|DROP|ALTER)\s", re.IGNORECASE)
 _NAMED = re.compile(r"\s*(?:CREATE(?:\s+OR\s+REPLACE)?|DROP|ALTER)\s+(?:TABLE|VIEW|SCHEMA)\s+" + _NAME, re.IGNORECASE)
@@ -234,6 +236,7 @@ def install(threads: int | None) -> Catalog:
         native.register(connection)
         for path in FUNCTIONS:
             connection.execute(MACRO.sub(r"CREATE MACRO bq.main.\1", path.read_text()))
+        connection.execute(_PARSE_JSON.read_text())
         stored = {path.name.removesuffix(_SUFFIX) for path in settings.data_dir.glob("*" + _SUFFIX)}
         for project_id in stored | {settings.default_project_id}:
             attach(connection, project_id)

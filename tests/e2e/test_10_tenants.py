@@ -1,4 +1,4 @@
-"""Six tenants, onboarded three at a time and run all at once; no row or log of one is visible to another.
+"""Four tenants, onboarded two at a time and run all at once; no row or log of one is visible to another.
 
 Against a running stack: `CONVERGENCE_E2E_STACK=.data/stack.json` (or its base URL) and this file.
 """
@@ -15,7 +15,7 @@ import pytest
 from tests.support.stack import Stack, Tenant, source_totals, until
 
 DATE = "2025-11-17"
-COUNT = 6
+COUNT = 4
 UNKNOWN = "no_such_tenant_anywhere"
 TABLES = ("gcp_cost_billing", "x_meta_pipeline_runs", "x_meta_step_logs", "x_meta_dq_results")
 

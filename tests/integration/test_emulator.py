@@ -5,9 +5,12 @@ And a statement that it has translated before still means what it says.
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from libs import errors
@@ -67,3 +70,28 @@ async def test_one_statement_means_in_each_dataset_what_its_tables_are(warehouse
         await warehouse.query(read, dataset="exact")
     assert caught.value.reason == "STORE_OBJECT_MISSING"
     assert [list(row) for row in await warehouse.query(read, dataset="inexact")] == [["amount"]]
+
+
+async def test_a_json_text_is_read_once_and_rounded_where_no_double_holds_it(warehouse: Warehouse) -> None:
+    await warehouse.create_dataset("texts")
+    texts = ["12345678901234567890", "1.50", "null", '{"a": 0.1}']
+    read = Sql(
+        "test/read.sql",
+        "SELECT TO_JSON_STRING(PARSE_JSON(t, wide_number_mode => 'round')) AS text "
+        "FROM UNNEST(@texts) AS t WITH OFFSET AS n ORDER BY n",
+    )
+    found = await warehouse.query(read, dataset="texts", params={"texts": texts})
+    assert [float(row["text"]) for row in found[:2]] == [pytest.approx(12345678901234567890), 1.5]
+    assert [row["text"] for row in found[2:]] == ["null", '{"a":0.1}']
+
+
+async def test_loads_into_one_table_at_once_all_arrive(warehouse: Warehouse, tmp_path: Path) -> None:
+    await warehouse.create_dataset("loads")
+    await warehouse.ensure_tables("loads", [KEPT])
+    files = [tmp_path / f"{number}.parquet" for number in range(6)]
+    for number, file in enumerate(files):
+        pq.write_table(pa.table({"id": [f"{number}-{row}" for row in range(20_000)]}), file)
+    loads = (warehouse.load_parquet(f, dataset="loads", table="kept", schema=KEPT, truncate=False) for f in files)
+    assert await asyncio.gather(*loads) == [20_000] * 6
+    count = Sql("test/count.sql", "SELECT COUNT(DISTINCT k.id) AS n FROM kept AS k")
+    assert await warehouse.query(count, dataset="loads") == [{"n": 120_000}]
