@@ -16,6 +16,7 @@ import collections
 import contextlib
 import functools
 import itertools
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ _PARSE_JSON = Path(__file__).parent / "sql" / "emulator_parse_json.sql"
 _NAME = r'(?:IF\s+(?:NOT\s+)?EXISTS\s+)?"([^"]+)"\."([^"]+)"'
 _CHANGE = re.compile(r"\s*(?:CREATE|DROP|ALTER)\s", re.IGNORECASE)
 _NAMED = re.compile(r"\s*(?:CREATE(?:\s+OR\s+REPLACE)?|DROP|ALTER)\s+(?:TABLE|VIEW|SCHEMA)\s+" + _NAME, re.IGNORECASE)
+_COUNTED = re.compile(r"\s*(?:INSERT|UPDATE|DELETE)\s", re.IGNORECASE)
 _TRANSACTION = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK)\b", re.IGNORECASE)
 _TEMPORARY = "SELECT table_name FROM duckdb_tables() WHERE temporary"
 _NOTHING = "SELECT '' LIMIT 0"
@@ -152,6 +154,8 @@ class Cursor:
         self._cursor, self._catalog, self._writers = cursor, catalog, writers
         self.transaction: Transaction | None = None
         self.appends = False
+        self.job: Any = None  # what the statement is that must not be done twice
+        self.count = 0
         self.keeps_tables = False  # a session's cursor: others have no temporary tables, and none are looked for
 
     def __getattr__(self, name: str) -> Any:
@@ -162,7 +166,23 @@ class Cursor:
         self._catalog.changed(sql)
         if word := _TRANSACTION.match(sql):
             self._turn(word[1].upper())
-        return result
+        if self.job is None or not _COUNTED.match(sql):
+            return result
+        row = self._cursor.fetchone()
+        self.count = row[0]
+        return Fetched(row)
+
+    @contextlib.contextmanager
+    def kept(self, project_id: str, done: Callable[[Any, int], tuple[Any, ...]]) -> Iterator[None]:
+        """Stores with the rows that ``self.job`` changes that it is done: a kill comes before both or after both."""
+        self._cursor.execute("BEGIN")
+        try:
+            yield
+            self._cursor.table(_done(project_id)).insert(done(self.job, self.count))
+            self._cursor.execute("COMMIT")
+        except BaseException:
+            self._cursor.execute("ROLLBACK")
+            raise
 
     def sql(self, text: str, **kwargs: Any) -> Any:
         return self._cursor.sql(_NOTHING if text == _TEMPORARY and not self.keeps_tables else text, **kwargs)
@@ -175,6 +195,16 @@ class Cursor:
         if self.transaction is not None:
             self._writers.end(self.transaction, committed=word == "COMMIT")
         self.transaction = self._writers.begin() if word == "BEGIN" else None
+
+
+class Fetched:
+    """The one row of a statement that says how many it changed."""
+
+    def __init__(self, row: Any) -> None:
+        self._row = row
+
+    def fetchone(self) -> Any:
+        return self._row
 
 
 class Connection:
@@ -197,6 +227,8 @@ def install(threads: int | None) -> Catalog:
     from local_bigquery.catalog import tables as emulator_tables
     from local_bigquery.engine import database as emulator_database
     from local_bigquery.jobs import query as emulator_query
+    from local_bigquery.jobs import runner as emulator_runner
+    from local_bigquery.models import JobStatistics
     from local_bigquery.settings import settings
     from local_bigquery.sql import native
     from local_bigquery.sql.dialect import FUNCTIONS, MACRO
@@ -206,6 +238,7 @@ def install(threads: int | None) -> Catalog:
     database: Any = emulator_database
     query: Any = emulator_query
     tables: Any = emulator_tables
+    runner: Any = emulator_runner
 
     def conflict(table: str) -> Exception:
         said = f"Transaction is aborted due to concurrent update against table {table}."
@@ -219,7 +252,28 @@ def install(threads: int | None) -> Catalog:
         connection.execute(
             f"ATTACH IF NOT EXISTS {path} AS {database.quote(project_id)} (ROW_GROUP_SIZE {_ROWS_IN_GROUP})"
         )
+        kept = _done(project_id)
+        connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {kept} (project_id TEXT, job_id TEXT, created BIGINT, resource TEXT)"
+        )
+        connection.execute(
+            "INSERT INTO emulator.jobs SELECT k.project_id, k.job_id, NULL, 'DONE', k.created, k.resource "
+            f"FROM {kept} AS k ANTI JOIN emulator.jobs AS j ON j.project_id = k.project_id AND j.job_id = k.job_id"
+        )
+        connection.execute(f"DELETE FROM {kept}")
         database._attached.add(project_id)
+
+    def done(job: Any, count: int) -> tuple[str, str, int, str]:
+        """The job as it is found after a kill; of what it was asked, only the kind is left."""
+        asked = job.configuration.query
+        if asked is None:
+            statistics, kept = {"load": {"outputRows": str(count)}}, job
+        else:
+            statistics = {"query": {"numDmlAffectedRows": str(count)}}
+            kept = job.replace(configuration=job.configuration.replace(query={"query": "-- done before a kill"}))
+        ended = runner._done(kept, JobStatistics.model_validate(statistics))
+        reference = job.jobReference
+        return reference.projectId, reference.jobId, int(job.statistics.creationTime), json.dumps(ended.dump())
 
     @functools.cache
     def connect() -> Connection:
@@ -247,13 +301,21 @@ def install(threads: int | None) -> Catalog:
     @contextlib.contextmanager
     def writing(*table: str) -> Iterator[None]:
         cursor: Cursor | None = getattr(at_work, "cursor", None)
-        transaction = cursor.transaction if cursor else None
-        appends = cursor.appends if cursor else getattr(at_work, "loads", False)
-        with writers.writing(tuple(part.casefold() for part in table), transaction, appends=appends):
+        transaction, appends = (cursor.transaction, cursor.appends) if cursor else (None, False)
+        name = tuple(part.casefold() for part in table)
+        together = cursor.kept(table[0], done) if cursor and cursor.job else contextlib.nullcontext()
+        with writers.writing(name, transaction, appends=appends), together:
             yield
 
     run_query, run_statement, known_error = query.execute, query._run, errors.from_duckdb
-    write_rows = tables.write
+    write_rows, run_job = tables.write, runner._execute
+
+    def execute_job(job: Any, *args: Any) -> None:
+        at_work.job = job
+        try:
+            run_job(job, *args)
+        finally:
+            at_work.job = None
 
     def write(
         cursor: Any,
@@ -265,11 +327,15 @@ def install(threads: int | None) -> Catalog:
         *rest: Any,
         **options: Any,
     ) -> Any:
-        at_work.loads = (config.writeDisposition or default) == "WRITE_APPEND" and tables.exists(*reference)
+        if getattr(at_work, "cursor", None) is not None:
+            return write_rows(cursor, sql, params, reference, config, default, *rest, **options)  # a query's result
+        at_work.cursor = cursor
+        if (config.writeDisposition or default) == "WRITE_APPEND" and tables.exists(*reference):
+            cursor.appends, cursor.job = True, getattr(at_work, "job", None)
         try:
             return write_rows(cursor, sql, params, reference, config, default, *rest, **options)
         finally:
-            at_work.loads = False
+            at_work.cursor, cursor.appends, cursor.job = None, False, None
 
     def execute(cursor: Any, *args: Any, **kwargs: Any) -> Any:
         at_work.cursor, before = cursor, getattr(at_work, "cursor", None)
@@ -281,7 +347,14 @@ def install(threads: int | None) -> Catalog:
 
     def run(cursor: Any, tree: Any, *args: Any) -> Any:
         cursor.appends = isinstance(tree, exp.Insert)
-        return run_statement(cursor, tree, *args)
+        # A script's statements are its own affair; a single one is done once, whatever happens.
+        alone = "statement" in tree.meta and cursor.transaction is None
+        if alone and isinstance(tree, exp.Insert | exp.Update | exp.Delete):
+            cursor.job = getattr(at_work, "job", None)
+        try:
+            return run_statement(cursor, tree, *args)
+        finally:
+            cursor.job = None
 
     def from_duckdb(error: Exception, *args: Any) -> Any:
         if isinstance(error, duckdb.TransactionException) and "onflict" in str(error):
@@ -290,9 +363,14 @@ def install(threads: int | None) -> Catalog:
 
     database._attach, database._connect, database.writing = attach, connect, writing
     database.projects = lambda: sorted(database._attached)
-    query.execute, query._run, tables.write = execute, run, write
+    query.execute, query._run, tables.write, runner._execute = execute, run, write, execute_job
     query.from_duckdb = errors.from_duckdb = from_duckdb
     return catalog
+
+
+def _done(project_id: str) -> str:
+    """Where a project keeps which jobs have changed its rows, until the next start."""
+    return '"' + project_id.replace('"', '""') + '".main."_done"'
 
 
 def text(value: str) -> str:

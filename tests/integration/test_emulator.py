@@ -9,6 +9,7 @@ import asyncio
 from decimal import Decimal
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,6 +47,39 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
         warehouse.close()
         process.terminate()
         assert process.wait(15) == 0
+
+
+async def test_what_was_changed_before_a_kill_is_not_changed_again_by_its_job(tmp_path: Path) -> None:
+    insert = Sql("test/insert.sql", "INSERT INTO kept (id) SELECT x FROM UNNEST(@ids) AS x")
+    change = Sql("test/change.sql", "UPDATE kept SET id = CONCAT(id, '!') WHERE STARTS_WITH(id, 'a')")
+    read = Sql("test/read.sql", "SELECT k.id FROM kept AS k ORDER BY k.id")
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"id": ["c", "d"]}), file)
+
+    async def work(warehouse: Warehouse) -> list[int]:
+        append = {"dataset": "acme", "table": "kept", "schema": KEPT, "job_id": "once-3", "truncate": False}
+        return [
+            await warehouse.execute(insert, dataset="acme", params={"ids": ["a", "b"]}, job_id="once-1"),
+            await warehouse.execute(change, dataset="acme", job_id="once-2"),
+            await warehouse.load_parquet(file, **append),  # type: ignore[arg-type]
+        ]
+
+    with running_emulator(tmp_path) as (emulator, process):
+        warehouse = Warehouse(build_client("survivor", endpoint=emulator.rest))
+        await warehouse.create_dataset("acme")
+        await warehouse.ensure_tables("acme", [KEPT])
+        assert await work(warehouse) == [2, 1, 2]
+        process.kill()
+        process.wait()
+        warehouse.close()
+    # As if the kill had come before the jobs were said to be done, which is a write of its own.
+    with duckdb.connect(tmp_path / "bigquery" / "emulator.duckdb") as stored:
+        stored.execute("DELETE FROM jobs WHERE starts_with(job_id, 'once-')")
+    with running_emulator(tmp_path) as (emulator, process):
+        warehouse = Warehouse(build_client("survivor", endpoint=emulator.rest))
+        assert await work(warehouse) == [2, 1, 2]
+        assert [row["id"] for row in await warehouse.query(read, dataset="acme")] == ["a!", "b", "c", "d"]
+        warehouse.close()
 
 
 async def test_one_statement_means_in_each_dataset_what_its_tables_are(warehouse: Warehouse) -> None:
