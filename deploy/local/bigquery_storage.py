@@ -181,7 +181,8 @@ class Cursor:
             self._cursor.table(_done(project_id)).insert(done(self.job, self.count))
             self._cursor.execute("COMMIT")
         except BaseException:
-            self._cursor.execute("ROLLBACK")
+            with contextlib.suppress(Exception):  # a COMMIT that failed has ended it
+                self._cursor.execute("ROLLBACK")
             raise
 
     def sql(self, text: str, **kwargs: Any) -> Any:
