@@ -106,6 +106,18 @@ def test_a_statement_waits_for_the_transaction_before_it(writers: Writers) -> No
     assert done.is_set()
 
 
+def test_rows_are_added_by_several_at_once_and_a_change_waits_for_all_of_them(writers: Writers) -> None:
+    changed = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with writers.writing(HOT, None, appends=True):
+            with writers.writing(HOT, None, appends=True):
+                change = pool.submit(lambda: (write(writers, HOT), changed.set()))
+                assert not changed.wait(0.1)
+            assert not changed.wait(0.1), "one of the two is still adding"
+        change.result(5)
+    assert changed.is_set()
+
+
 def test_statements_on_one_table_go_one_after_another_and_others_beside_them(writers: Writers) -> None:
     at_once: dict[tuple[str, ...], int] = {HOT: 0, COLD: 0}
     most: dict[str, int] = {"one table": 0, "both": 0}
