@@ -49,6 +49,8 @@ CACHE_READS = Counter(
 # --- keys and secrets ---
 
 KMS_CALLS = Counter("convergence_kms_calls", "Calls of Cloud KMS.", ["operation", "outcome"])
+# Prometheus sees an increase only of what was there before: what a single event raises the alarm for begins at zero.
+KMS_CALLS.labels("decrypt", "SECRET_UNREADABLE")
 KEYS_READ = Gauge("convergence_keys_read_timestamp_seconds", "When the API keys were last read, as a Unix time.")
 
 # --- runs ---

@@ -12,7 +12,7 @@ from convergence.credential.v1 import credential_pb2_grpc
 from convergence.pipeline_executor.v1 import pipeline_executor_pb2_grpc as pb_grpc
 from convergence.tenant.v1 import tenant_pb2_grpc
 
-from libs import grpc_client
+from libs import grpc_client, metrics
 from libs.audit import AuditLog
 from libs.bigquery import Warehouse, connect
 from libs.denials import Denials
@@ -108,6 +108,8 @@ def build(
     owners = ReplicaOwners(functools.partial(to, peer="pipeline_executor"))
     watch = Watch(store, owners, executions.progress, owner)
     templates = Templates.load()
+    for pipeline in templates.list():
+        metrics.ROWS_QUARANTINED.labels(pipeline.provider, pipeline.domain)  # at zero: the first row raises the alarm
     runs = Runs(
         templates=templates,
         executions=executions,

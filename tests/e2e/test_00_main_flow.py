@@ -372,6 +372,9 @@ def test_each_process_publishes_what_it_did(stack: Stack, tenant: Tenant, first:
     assert stack.figure("tenant", "convergence_rpcs_total", "TenantQuotaService.ReserveRun", 'code="OK"') >= 1
     assert stack.figure("tenant", "convergence_statements_total", "replace_quotas.sql", 'operation="group_commit"') >= 1
     assert stack.figure("tenant", "convergence_keys_read_timestamp_seconds") > 0
+    executor_says = httpx.get(stack.metrics["pipeline_executor"], timeout=30).text
+    for provider in ("aws", "azure", "gcp"):  # an alarm sees an increase only of what was there before
+        assert f'convergence_rows_quarantined_total{{domain="cost",provider="{provider}"}}' in executor_says
     for url in stack.metrics.values():
         assert tenant.tenant_id not in httpx.get(url, timeout=30).text
 

@@ -141,3 +141,8 @@ async def test_a_statement_is_counted_and_labelled_by_the_call_that_needed_it() 
     assert figure("convergence_statements_total", **labels) == before + 1
     assert figure("convergence_bytes_billed_total", statement="test/sql/read_it.sql") >= 10_485_760
     warehouse.close()
+
+
+def test_what_one_event_raises_the_alarm_for_begins_at_zero() -> None:
+    unreadable = {"operation": "decrypt", "outcome": "SECRET_UNREADABLE"}
+    assert REGISTRY.get_sample_value("convergence_kms_calls_total", unreadable) is not None
