@@ -107,6 +107,31 @@ async def test_what_is_written_for_many_links_to_each_of_them(collector: Collect
     assert collector.path(collector.named("read")[0]) == ["group_commit", "read"]
 
 
+async def test_what_the_caller_does_not_record_is_left_out_with_all_below_it(
+    tenant: Served, collector: Collector
+) -> None:
+    passed_on: list[str] = []
+
+    def answer(request: Any) -> Any:
+        with tracing.span("statement", "CLIENT") as span:
+            span.set(rows=1)
+            passed_on.append(tracing.traceparent())
+        return tenant_pb2.Tenant(tenant_id=request.tenant_id)
+
+    tenant.stand_ins.answers["TenantService/GetTenant"] = answer
+    header = f"00-{TRACE}-{PARENT}-00"
+    async with tenant.raw() as channel:
+        stub: Any = tenant_pb2_grpc.TenantServiceStub(channel)
+        request = tenant_pb2.GetTenantRequest(tenant_id="acme")
+        await stub.GetTenant(request, metadata=[*ACME, ("traceparent", header)])
+    with tracing.span("group_commit", links=[]), tracing.span("read"):
+        assert tracing.here() is None
+    await asyncio.to_thread(tracing.close)
+    # The next process is told the same, so it leaves its part out too.
+    assert passed_on == [header]
+    assert collector.spans == []
+
+
 def test_a_defect_shows_its_type_and_not_its_text(collector: Collector) -> None:
     with pytest.raises(RuntimeError), tracing.span("broken"):
         raise RuntimeError("password=hunter2")
