@@ -157,6 +157,8 @@ class Cursor:
         self.job: Any = None  # what the statement is that must not be done twice
         self.count = 0
         self.keeps_tables = False  # a session's cursor: others have no temporary tables, and none are looked for
+        self.result_of = ""  # the query whose rows are to be stored
+        self._shape: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
@@ -186,7 +188,24 @@ class Cursor:
             raise
 
     def sql(self, text: str, **kwargs: Any) -> Any:
+        if text == self.result_of:
+            return self._columns(text, **kwargs)
         return self._cursor.sql(_NOTHING if text == _TEMPORARY and not self.keeps_tables else text, **kwargs)
+
+    @contextlib.contextmanager
+    def storing(self, query: str) -> Iterator[None]:
+        """While the rows of ``query`` are stored: whoever asks for it before that wants to know its columns only."""
+        before, self.result_of, self._shape = (self.result_of, self._shape), query, None
+        try:
+            yield
+        finally:
+            self.result_of, self._shape = before
+
+    def _columns(self, query: str, **kwargs: Any) -> Any:
+        # With parameters DuckDB does not look at a query but runs it, and the emulator looks twice.
+        if self._shape is None:
+            self._shape = self._cursor.sql(f"SELECT * FROM ({query}) LIMIT 0", **kwargs)
+        return self._shape
 
     def close(self) -> None:
         self._turn("ROLLBACK")
@@ -328,15 +347,17 @@ def install(threads: int | None) -> Catalog:
         *rest: Any,
         **options: Any,
     ) -> Any:
-        if getattr(at_work, "cursor", None) is not None:
-            return write_rows(cursor, sql, params, reference, config, default, *rest, **options)  # a query's result
-        at_work.cursor = cursor
-        if (config.writeDisposition or default) == "WRITE_APPEND" and tables.exists(*reference):
-            cursor.appends, cursor.job = True, getattr(at_work, "job", None)
+        result = getattr(at_work, "cursor", None) is not None  # of a query, whose statement has the cursor
+        if not result:
+            at_work.cursor = cursor
+            if (config.writeDisposition or default) == "WRITE_APPEND" and tables.exists(*reference):
+                cursor.appends, cursor.job = True, getattr(at_work, "job", None)
         try:
-            return write_rows(cursor, sql, params, reference, config, default, *rest, **options)
+            with cursor.storing(sql):
+                return write_rows(cursor, sql, params, reference, config, default, *rest, **options)
         finally:
-            at_work.cursor, cursor.appends, cursor.job = None, False, None
+            if not result:
+                at_work.cursor, cursor.appends, cursor.job = None, False, None
 
     def execute(cursor: Any, *args: Any, **kwargs: Any) -> Any:
         at_work.cursor, before = cursor, getattr(at_work, "cursor", None)

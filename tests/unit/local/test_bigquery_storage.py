@@ -6,9 +6,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import duckdb
 import pytest
 
-from deploy.local.bigquery_storage import Catalog, Transaction, Writers
+from deploy.local.bigquery_storage import Catalog, Cursor, Transaction, Writers
 
 HOT, COLD = ("local", "acme", "hot"), ("local", "acme", "cold")
 
@@ -136,3 +137,16 @@ def test_statements_on_one_table_go_one_after_another_and_others_beside_them(wri
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(statement, [HOT, COLD] * 12))
     assert most == {"one table": 1, "both": 2}
+
+
+def test_to_know_the_columns_of_what_is_to_be_stored_it_is_not_run(writers: Writers) -> None:
+    with duckdb.connect() as connection:
+        cursor = Cursor(connection.cursor(), Catalog(), writers)
+        query = "SELECT $one AS a, a, error('it was run') AS b FROM (SELECT 1 AS a)"
+        with cursor.storing(query):
+            shape = cursor.sql(query, params={"one": 1})
+            assert (shape.columns, shape.fetchall()) == (["a", "a_1", "b"], [])
+            assert cursor.sql(query, params={"one": 1}) is shape
+        with pytest.raises(duckdb.Error, match="it was run"):
+            cursor.sql(query, params={"one": 1})
+        cursor.close()
