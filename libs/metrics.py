@@ -49,8 +49,9 @@ CACHE_READS = Counter(
 # --- keys and secrets ---
 
 KMS_CALLS = Counter("convergence_kms_calls", "Calls of Cloud KMS.", ["operation", "outcome"])
-# Prometheus sees an increase only of what was there before: what a single event raises the alarm for begins at zero.
-KMS_CALLS.labels("decrypt", "SECRET_UNREADABLE")
+# Without labels, so that it begins at zero: Prometheus sees an increase only of what was there before, and a single
+# event raises the alarm.
+SECRETS_UNREADABLE = Counter("convergence_secrets_unreadable", "Stored secrets that KMS or their own tag refused.")
 KEYS_READ = Gauge("convergence_keys_read_timestamp_seconds", "When the API keys were last read, as a Unix time.")
 
 # --- runs ---

@@ -186,6 +186,7 @@ async def _translated(call: Awaitable[Any]) -> Any:
 
 
 def _unreadable() -> errors.Internal:
+    metrics.SECRETS_UNREADABLE.inc()
     return errors.Internal("SECRET_UNREADABLE", "The stored secret does not belong where it was found.")
 
 

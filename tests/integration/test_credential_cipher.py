@@ -10,6 +10,7 @@ import google_crc32c
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from deploy.local import kms
 from libs import errors
@@ -74,8 +75,9 @@ async def test_moved_elsewhere_it_does_not_open(cipher, other):
         await cipher.rewrap(other, sealed)
 
 
-async def test_damaged_ciphertext_does_not_open(cipher):
+async def test_damaged_ciphertext_does_not_open_and_each_time_raises_the_alarm(cipher):
     sealed = await cipher.seal(BINDING, Secret.of(CONTENT))
+    before = REGISTRY.get_sample_value("convergence_secrets_unreadable_total")
     for at in range(len(sealed.ciphertext)):
         torn = bytearray(sealed.ciphertext)
         torn[at] ^= 1
@@ -84,6 +86,8 @@ async def test_damaged_ciphertext_does_not_open(cipher):
     for short in (b"", sealed.ciphertext[:20], sealed.ciphertext[:-1]):
         with pytest.raises(errors.Internal):
             await cipher.open(BINDING, dataclasses.replace(sealed, ciphertext=short))
+    times = REGISTRY.get_sample_value("convergence_secrets_unreadable_total") - before
+    assert times == len(sealed.ciphertext) + 3
 
 
 async def test_a_scheme_of_the_future_is_not_guessed(cipher):

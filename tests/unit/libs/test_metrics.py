@@ -144,5 +144,4 @@ async def test_a_statement_is_counted_and_labelled_by_the_call_that_needed_it() 
 
 
 def test_what_one_event_raises_the_alarm_for_begins_at_zero() -> None:
-    unreadable = {"operation": "decrypt", "outcome": "SECRET_UNREADABLE"}
-    assert REGISTRY.get_sample_value("convergence_kms_calls_total", unreadable) is not None
+    assert REGISTRY.get_sample_value("convergence_secrets_unreadable_total") is not None
