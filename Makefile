@@ -38,7 +38,7 @@ status: $(STAMP) ## what runs, where, and since when
 setup-bigquery: $(STAMP) ## create or extend the central dataset (running local stack, or the project of the environment)
 	@$(PYTHON) -m deploy.local.stack exec -- $(PYTHON) -m deploy.setup_bigquery_datasets
 
-bench: $(STAMP) ## figures beside a peer or a limit, as tables and build/bench.json (BENCH=edge,run,quotas,schedules,compliance,data picks)
+bench: $(STAMP) ## figures beside a peer or a limit, as tables and build/bench.json (BENCH=edge,run,quotas,schedules,compliance,tracing,data picks)
 	@$(PYTHON) -m tests.bench
 
 soak: $(STAMP) ## ten minutes of steady reads: no error, flat memory (SOAK_SECONDS=600, SOAK_RATE=60)
