@@ -58,7 +58,7 @@ class Gateway:
     trusted_hops: int = 0
     # An OpenTelemetry collector (OTLP over gRPC): requests begin, or continue, a trace there.
     otlp_endpoint: str = ""
-    # How many of 100 requests begin one; services follow the gateway. All of them cost a quarter of the throughput.
+    # How many of 100 requests begin one; services follow the gateway. All: over a quarter of the throughput is lost.
     trace_percent: float = 10.0
 
 

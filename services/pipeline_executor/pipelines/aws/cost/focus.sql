@@ -76,12 +76,9 @@ categories AS (
     SPLIT(c.first_one, '|')[OFFSET(0)] AS category,
     SPLIT(c.first_one, '|')[OFFSET(1)] AS subcategory
   FROM (
-    SELECT
-      COALESCE(b.product_product_name, b.line_item_product_code, b.line_item_legal_entity, 'Unassigned') AS service,
-      MIN(CONCAT(s.category, '|', s.subcategory)) AS first_one
-    FROM {billing} AS b
-    JOIN services AS s ON s.product_code = b.line_item_product_code
-    WHERE b.quarantine_reason IS NULL AND b.line_item_line_item_type != 'SavingsPlanNegation'
+    SELECT i.service AS service, MIN(CONCAT(s.category, '|', s.subcategory)) AS first_one
+    FROM items AS i
+    JOIN services AS s ON s.product_code = i.line_item_product_code
     GROUP BY 1
   ) AS c
 ),
